@@ -1,0 +1,253 @@
+"""The integers of `watermark.prf`, fast: every compiled kernel that hashes, in one file.
+
+They live together because Numba's disk cache does not see an edit of another file that a cached kernel
+calls: it would go on returning the old integers. All release the GIL and are cached on disk; where the
+cache cannot be written they are compiled anew in each process.
+
+Arrays of keys are uint64 of shape (64, 2): the two SipHash words of each lane's key. Bounds are uint64
+of shape (64,): a token is green in lane j when ``u < bounds[j]``. Shapes: B rows, V vocabulary, h window,
+n pairs, m windows, K keys, J weight vectors.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["add_to_green", "green", "green_sums", "lanes", "row", "seeds", "uniform"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+Words = npt.NDArray[np.uint64]
+Ids = npt.NDArray[np.uint32]
+
+
+def _cache_is_writable() -> bool:
+    """Tell whether Numba can write its cache: beside this file, or where NUMBA_CACHE_DIR says."""
+    folder = os.environ.get("NUMBA_CACHE_DIR") or os.path.join(os.path.dirname(__file__), "__pycache__")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+_CACHE = _cache_is_writable()
+
+
+def kernel(function: F) -> F:
+    """Compile *function* with Numba: no GIL, cached on disk where the disk allows."""
+    return cast("F", nb.njit(function, nogil=True, cache=_CACHE, boundscheck=False, error_model="numpy"))
+
+
+def _inline(function: F) -> F:
+    return cast("F", nb.njit(function, nogil=True, inline="always", error_model="numpy"))
+
+
+_U = np.uint64
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_SIP_0 = np.uint64(0x736F6D6570736575)
+_SIP_1 = np.uint64(0x646F72616E646F6D)
+_SIP_2 = np.uint64(0x6C7967656E657261)
+_SIP_3 = np.uint64(0x7465646279746573)
+_FF = np.uint64(0xFF)
+_ONE = np.uint64(1)
+_R = {bits: (np.uint64(bits), np.uint64(64 - bits)) for bits in (13, 16, 17, 21, 32)}
+_13, _51 = _R[13]
+_16, _48 = _R[16]
+_17, _47 = _R[17]
+_21, _43 = _R[21]
+_32, _ = _R[32]
+_30, _27, _31, _56 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(56)
+_LANE_MASK = np.uint64(63)
+
+
+@_inline
+def _round(v0, v1, v2, v3):  # type: ignore[no-untyped-def]
+    v0 += v1
+    v2 += v3
+    v1 = ((v1 << _13) | (v1 >> _51)) ^ v0
+    v3 = ((v3 << _16) | (v3 >> _48)) ^ v2
+    v0 = (v0 << _32) | (v0 >> _32)
+    v2 += v1
+    v0 += v3
+    v1 = ((v1 << _17) | (v1 >> _47)) ^ v2
+    v3 = ((v3 << _21) | (v3 >> _43)) ^ v0
+    v2 = (v2 << _32) | (v2 >> _32)
+    return v0, v1, v2, v3
+
+
+@_inline
+def _sip(k0, k1, ids, start, h):  # type: ignore[no-untyped-def]
+    """SipHash-2-4 of the h ids that begin at ids[start]."""
+    v0 = k0 ^ _SIP_0
+    v1 = k1 ^ _SIP_1
+    v2 = k0 ^ _SIP_2
+    v3 = k1 ^ _SIP_3
+    for i in range(h // 2):
+        block = _U(ids[start + 2 * i]) | (_U(ids[start + 2 * i + 1]) << _32)
+        v3 ^= block
+        v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+        v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+        v0 ^= block
+    block = _U(4 * h) << _56
+    if h % 2 == 1:
+        block |= _U(ids[start + h - 1])
+    v3 ^= block
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    v0 ^= block
+    v2 ^= _FF
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    return v0 ^ v1 ^ v2 ^ v3
+
+
+@_inline
+def _mix(seed, token):  # type: ignore[no-untyped-def]
+    """SplitMix64's output for state `seed` at index `token`."""
+    z = seed + (_U(token) + _ONE) * _GOLDEN
+    z = (z ^ (z >> _30)) * _MIX_1
+    z = (z ^ (z >> _27)) * _MIX_2
+    return z ^ (z >> _31)
+
+
+@kernel
+def lanes(windows: Ids) -> npt.NDArray[np.uint8]:
+    """Return the public lane of each window: (n, h) to (n,)."""
+    n, h = windows.shape
+    flat = windows.reshape(n * h)
+    out = np.empty(n, np.uint8)
+    for i in range(n):
+        out[i] = np.uint8(_sip(_U(0), _U(0), flat, i * h, h) & _LANE_MASK)
+    return out
+
+
+@kernel
+def seeds(keys: Words, windows: Ids, window_lanes: npt.NDArray[np.uint8]) -> Words:
+    """Return each window's seed under its lane's key: keys (64, 2), windows (n, h), lanes (n,) to (n,)."""
+    n, h = windows.shape
+    flat = windows.reshape(n * h)
+    out = np.empty(n, np.uint64)
+    for i in range(n):
+        lane = window_lanes[i]
+        out[i] = _sip(keys[lane, 0], keys[lane, 1], flat, i * h, h)
+    return out
+
+
+@kernel
+def uniform(k0: int, k1: int, windows: Ids, tokens: Ids) -> Words:
+    """Return ``u`` of each pair under one key: windows (n, h), tokens (n,) to (n,)."""
+    n, h = windows.shape
+    flat = windows.reshape(n * h)
+    out = np.empty(n, np.uint64)
+    for i in range(n):
+        out[i] = _mix(_sip(_U(k0), _U(k1), flat, i * h, h), tokens[i])
+    return out
+
+
+@kernel
+def row(k0: int, k1: int, window: Ids, vocab_size: int) -> Words:
+    """Return ``u`` for the whole vocabulary after one window: (h,) to (vocab_size,)."""
+    seed = _sip(_U(k0), _U(k1), window, 0, window.shape[0])
+    out = np.empty(vocab_size, np.uint64)
+    for v in range(vocab_size):
+        out[v] = _mix(seed, v)
+    return out
+
+
+@kernel
+def green(
+    window_seeds: Words, window_bounds: Words, pair_window: npt.NDArray[np.int64], tokens: Ids
+) -> npt.NDArray[np.bool_]:
+    """Return whether each pair is green: seeds (m,), bounds (m,), index of the window (n,), tokens (n,) to (n,)."""
+    n = tokens.shape[0]
+    out = np.empty(n, np.bool_)
+    for i in range(n):
+        w = pair_window[i]
+        out[i] = _mix(window_seeds[w], tokens[i]) < window_bounds[w]
+    return out
+
+
+@kernel
+def green_sums(
+    keys: Words,
+    windows: Ids,
+    window_lanes: npt.NDArray[np.uint8],
+    bounds: Words,
+    pair_window: npt.NDArray[np.int64],
+    tokens: Ids,
+    weights: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """Return, under each of many keys, the sum of each weight vector over the green pairs.
+
+    Args:
+        keys: (K, 64, 2).
+        windows: (m, h), with `window_lanes` (m,).
+        bounds: (64,).
+        pair_window: (n,) index into `windows`.
+        tokens: (n,).
+        weights: (n, J), integers, so that the sum does not depend on the order of the pairs.
+
+    Returns:
+        int64 of shape (K, J).
+    """
+    m, h = windows.shape
+    n, j_count = weights.shape
+    flat = windows.reshape(m * h)
+    out = np.zeros((keys.shape[0], j_count), np.int64)
+    window_seeds = np.empty(m, np.uint64)
+    for key in range(keys.shape[0]):
+        for w in range(m):
+            lane = window_lanes[w]
+            window_seeds[w] = _sip(keys[key, lane, 0], keys[key, lane, 1], flat, w * h, h)
+        for i in range(n):
+            w = pair_window[i]
+            # A product with the bit, not a branch: at gamma = 1/4 a branch is mispredicted a quarter of the time.
+            bit = np.int64(_mix(window_seeds[w], tokens[i]) < bounds[window_lanes[w]])
+            for j in range(j_count):
+                out[key, j] += bit * weights[i, j]
+    return out
+
+
+@kernel
+def add_to_green(
+    logits: npt.NDArray[np.float32],
+    row_seeds: Words,
+    row_bounds: Words,
+    complemented: npt.NDArray[np.bool_],
+    additions: npt.NDArray[np.float32],
+) -> None:
+    """Add to the green logits of each row, in place.
+
+    A row whose addition is 0 is not touched at all, so that it stays bit-identical (-0.0 + 0.0 is 0.0).
+
+    Args:
+        logits: float32 of shape (B, V).
+        row_seeds: (B,), each row's window's seed.
+        row_bounds: (B,).
+        complemented: (B,), rows whose green list is the other tokens.
+        additions: (B,), float32.
+    """
+    rows, vocabulary = logits.shape
+    for b in range(rows):
+        addition = additions[b]
+        if addition == 0.0:
+            continue
+        seed = row_seeds[b]
+        bound = row_bounds[b]
+        on_green = np.float32(0.0) if complemented[b] else addition
+        on_others = addition if complemented[b] else np.float32(0.0)
+        for v in range(vocabulary):
+            logits[b, v] += on_green if _mix(seed, v) < bound else on_others
