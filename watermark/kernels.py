@@ -20,7 +20,7 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["add_to_green", "green", "green_sums", "lanes", "row", "seeds", "uniform"]
+__all__ = ["CACHE", "add_to_green", "green", "green_sums", "kernel", "lanes", "row", "seeds", "uniform"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,12 +39,13 @@ def _cache_is_writable() -> bool:
         return False
 
 
-_CACHE = _cache_is_writable()
+#: Whether kernels are cached on disk.
+CACHE = _cache_is_writable()
 
 
 def kernel(function: F) -> F:
     """Compile *function* with Numba: no GIL, cached on disk where the disk allows."""
-    return cast("F", nb.njit(function, nogil=True, cache=_CACHE, boundscheck=False, error_model="numpy"))
+    return cast("F", nb.njit(function, nogil=True, cache=CACHE, boundscheck=False, error_model="numpy"))
 
 
 def _inline(function: F) -> F:

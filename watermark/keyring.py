@@ -16,16 +16,19 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from watermark.errors import KeyringError, UsageError, printable
 from watermark.keys import NO_ACTIVATION, Params, ScopeKeys, Secret, check_scope_name, scope_key
 
-__all__ = ["SCHEMA", "Event", "Keyring", "Scope"]
+if TYPE_CHECKING:
+    from watermark.tokenizer import Tokenizer
+
+__all__ = ["SCHEMA", "Event", "Keyring", "Scope", "create_key_file", "public_view"]
 
 SCHEMA: Final = "taggant/keyring/1"
 
@@ -105,6 +108,23 @@ class Keyring:
                 )
         raise UsageError(f"no scope {printable(name)!r} in this keyring: it has {names}")
 
+    def scope_to_mark(self, name: str | None = None) -> ScopeKeys:
+        """Return the keys of a scope that may mark now: active, in a keyring that is not published.
+
+        Raises:
+            UsageError: there is no such scope.
+            KeyringError: it may not mark.
+        """
+        keys_of = self.scope(name)
+        state = next(scope.state for scope in self.scopes if scope.name == keys_of.name)
+        if self.published:
+            raise KeyringError(
+                "this keyring is published: anyone could mark with it. Make your own: taggant keys create --out FILE"
+            )
+        if state != "active":
+            raise KeyringError(f"scope {keys_of.name} is {state}: only an active scope marks")
+        return keys_of
+
     def publish(self) -> Keyring:
         """Return this keyring as a published one, whose root everybody may read and nobody may mark with."""
         return replace(self, published=True)
@@ -155,6 +175,76 @@ class Keyring:
         if not keyring.published and mode & 0o077:
             raise KeyringError(f"{path}: others can read this key file (mode {mode:04o}). Mend it: chmod 600 {path}")
         return keyring
+
+
+def create_key_file(
+    path: Path,
+    *,
+    scope: str,
+    window: int,
+    delta: float,
+    fleet_k: int,
+    account_lanes: int,
+    tokenizer: Tokenizer,
+    special: Sequence[str] = (),
+    root_file: Path | None = None,
+) -> Keyring:
+    """Create a key file with one active scope for *tokenizer*.
+
+    Args:
+        path: the file to create; never overwritten.
+        scope: the scope's name.
+        window: ids hashed for each choice, 1..8.
+        delta: logits added to green tokens.
+        fleet_k: gamma of the fleet lanes in units of 1/256.
+        account_lanes: 16 or 0.
+        tokenizer: the generating model's; its special ids become the scope's.
+        special: further special ids or tokens, which the tokenizer does not flag.
+        root_file: 32 raw bytes from an HSM or KMS, in place of random ones.
+
+    Raises:
+        KeyringError: the file exists, or the root file does not hold 32 bytes.
+        UsageError: a parameter out of range.
+    """
+    root = None
+    if root_file is not None:
+        try:
+            root = Secret(root_file.read_bytes())
+        except OSError as error:
+            raise KeyringError(f"{root_file}: cannot read the root: {error.strerror}") from None
+        if len(root) != 32:
+            raise KeyringError(f"{root_file}: expected exactly 32 raw bytes, got {len(root)}")
+    special_ids = {*tokenizer.special_ids, *(tokenizer.special_id(name) for name in special)}
+    params = Params(
+        tokenizer=tokenizer.digest(),
+        special_ids=tuple(sorted(special_ids)),
+        window=window,
+        fleet_k=fleet_k,
+        account_lanes=account_lanes,
+    )
+    keyring = Keyring.create(scope, params=params, delta=delta, root=root)
+    keyring.write(path)
+    return keyring
+
+
+def public_view(keyring: Keyring) -> dict[str, Any]:
+    """Return what is public of a keyring: what `keys show --json` prints, and what is to be published."""
+    scopes = []
+    for scope in keyring.scopes:
+        keys_of = keyring.scope(scope.name)
+        scopes.append(
+            {
+                "scope": scope.name,
+                "fingerprint": keys_of.fingerprint,
+                "params": json.loads(scope.params.canonical()),
+                "delta": scope.delta,
+                "state": scope.state,
+                "history": [{"state": event.state, "time": event.time} for event in scope.history],
+                "activation": None if scope.activation == NO_ACTIVATION else scope.activation.hex(),
+                "commitments": keys_of.commitments(),
+            }
+        )
+    return {"schema": "taggant/commitments/1", "published": keyring.published, "scopes": scopes}
 
 
 def _checksum(root: bytes) -> str:

@@ -1,0 +1,594 @@
+"""The `taggant` command: parses, calls one function, prints. No logic.
+
+Exit codes: 0 ran, 1 internal, 2 usage, 3 malformed input, 4 key problem, 130 interrupted. A verdict
+changes the code only with ``--exit-code``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from detect.corpus import Corpus
+    from watermark.keyring import Keyring
+    from watermark.keys import ScopeKeys
+    from watermark.tokenizer import Tokenizer
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="taggant",
+    help="Watermark a language model's answers, and test with an exact p-value whether another model learned them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+keys = typer.Typer(help="Make and show key files.", no_args_is_help=True, rich_markup_mode=None)
+detect = typer.Typer(help="Test texts and models for a key's mark.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(keys, name="keys")
+app.add_typer(detect, name="detect")
+
+
+class Prompts(StrEnum):
+    """Which windows are left out because a suspect may have copied them from its prompt."""
+
+    own = "own"
+    clean = "clean"
+    marked = "marked"
+
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT...", help="JSON Lines or text, also .gz; files, folders, globs, or - for standard input."
+    ),
+]
+KeyringOption = Annotated[
+    list[Path], typer.Option("--keyring", "-k", metavar="FILE", help="Key file; may be given several times.")
+]
+ScopeOption = Annotated[
+    list[str] | None,
+    typer.Option("--scope", metavar="NAME", help="Scope in the key file; may be given several times. [default: all]"),
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        "-t",
+        metavar="NAME_OR_FILE",
+        help="The generating model's: smollm2, a tiktoken encoding, a ranks file X.tiktoken with X.json, or a "
+        "tokenizer.json. [default: smollm2 where the scope is for it]",
+    ),
+]
+PromptsOption = Annotated[
+    Prompts,
+    typer.Option(
+        help="Windows left out for standing in a prompt: those of the record's own, none since the prompts are known "
+        "to hold no marked text, or those of every record's since they are known to hold it."
+    ),
+]
+LevelOption = Annotated[float, typer.Option(help="Level of the verdict.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+MaxMalformedOption = Annotated[int, typer.Option(min=0, help="Malformed records that are tolerated (and counted).")]
+RetokenizeOption = Annotated[bool, typer.Option(help="Tokenise the text even where a record has token ids.")]
+ExitCodeOption = Annotated[
+    int | None, typer.Option(min=8, max=125, help="Exit with this code if the verdict is a finding.")
+]
+ReferenceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reference",
+        metavar="FILE",
+        help="What another model says: probabilities made by --save-reference (.npz), or outputs of a clean model.",
+    ),
+]
+ReferenceModelOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME_OR_PATH",
+        help="Compute the reference by letting this model read the outputs: the suspect's public base, a clean twin, "
+        "or the unmarked teacher (extra hf).",
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def taggant(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Watermark a language model's answers, and test whether another model learned them."""
+    if version:
+        from watermark import __version__
+
+        typer.echo(f"taggant {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a self-contained HTML report here (extra report).")
+    ] = None,
+    decoys: Annotated[int, typer.Option(min=0, help="Decoy keys a suspect.")] = 999,
+    json: JsonOption = False,
+) -> None:
+    """Tell the whole story on real data that is shipped: a teacher, its student, and a clean twin."""
+    from detect.demo import run_demo
+
+    with _busy("testing the teacher, the student and the clean twin"):
+        story = run_demo(decoys=decoys, growth=out is not None)
+    report = None
+    if out is not None:
+        from detect.report import write_report
+
+        with _busy("writing the report"):
+            report = write_report(story, out)
+    if json:
+        from detect.result_json import demo_json
+
+        _print_json(demo_json(story))
+        return
+    from detect.result_tables import demo_story
+
+    _show(demo_story(story))
+    if report is not None:
+        typer.echo(f"\nreport: {report}")
+
+
+@keys.command("create")
+def keys_create(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The key file to create.")],
+    scope: Annotated[str, typer.Option(metavar="NAME", help="What shares a fleet signal.")] = "default",
+    window: Annotated[int, typer.Option(min=1, max=8, help="Ids hashed for each choice.")] = 2,
+    delta: Annotated[float, typer.Option(help="Logits added to green tokens.")] = 2.0,
+    fleet_k: Annotated[int, typer.Option(min=1, max=255, help="Gamma of the fleet lanes in units of 1/256.")] = 64,
+    account_lanes: Annotated[int, typer.Option(help="Lanes that carry account marks: 16 or 0.")] = 16,
+    tokenizer: Annotated[
+        str, typer.Option("--tokenizer", "-t", metavar="NAME_OR_FILE", help="The generating model's.")
+    ] = "smollm2",
+    special: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID_OR_TOKEN", help="A further special id that the tokenizer does not flag."),
+    ] = None,
+    root_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="32 raw bytes from an HSM or KMS; by default they are drawn.")
+    ] = None,
+) -> None:
+    """Create a key file with one scope, readable by you alone."""
+    from watermark.keyring import create_key_file
+
+    keyring = create_key_file(
+        out,
+        scope=scope,
+        window=window,
+        delta=delta,
+        fleet_k=fleet_k,
+        account_lanes=account_lanes,
+        tokenizer=_tokenizer(tokenizer),
+        special=special or [],
+        root_file=root_file,
+    )
+    keys_of = keyring.scope(scope)
+    typer.echo(f"{out}: scope {scope}, fingerprint {keys_of.fingerprint}")
+    typer.echo(f"Keep it secret. Publish its commitments before it serves: taggant keys show --keyring {out} --json")
+
+
+@keys.command("show")
+def keys_show(
+    keyring: Annotated[Path, typer.Option("--keyring", "-k", metavar="FILE", help="Key file.")],
+    json: JsonOption = False,
+) -> None:
+    """Show what is public of a key file: scopes, parameters, fingerprints, commitments. No secret is shown."""
+    from watermark.keyring import Keyring, public_view
+
+    view = public_view(Keyring.load(keyring))
+    if json:
+        _print_json(view)
+        return
+    for scope in view["scopes"]:
+        params = scope["params"]
+        typer.echo(f"scope {scope['scope']}: {scope['state']}, delta {scope['delta']:g}")
+        typer.echo(f"  fingerprint {scope['fingerprint']}")
+        typer.echo(
+            f"  window {params['window']}, gamma {params['fleet_k']}/256, account lanes {params['account_lanes']}, "
+            f"{len(params['special_ids'])} special ids, tokenizer {params['tokenizer'][:16]}…"
+        )
+        typer.echo(f"  {len(scope['commitments'])} commitments (--json prints them)")
+
+
+@app.command()
+def generate(
+    model: Annotated[
+        str, typer.Option(metavar="NAME_OR_PATH", help="smollm2, a folder, a .gguf file or a hub name (extra hf).")
+    ],
+    prompts: Annotated[
+        Path, typer.Option(metavar="FILE", help='JSON Lines with a "prompt", or text with one prompt a line.')
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="JSON Lines to write; an interrupted run is resumed.")],
+    keyring: Annotated[Path | None, typer.Option("--keyring", "-k", metavar="FILE", help="Mark with this key.")] = None,
+    scope: Annotated[str | None, typer.Option(metavar="NAME", help="Scope in the key file.")] = None,
+    unmarked: Annotated[bool, typer.Option(help="Do not mark: for clean twins and controls.")] = False,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", "-t", metavar="NAME_OR_FILE", help="[default: the model's own]")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Ids an answer at most.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy decoding.")] = 1.0,
+    min_entropy: Annotated[
+        float, typer.Option(min=0, help="Leave steps with fewer bits of entropy alone (code, tool calls).")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered side by side.")] = 32,
+) -> None:
+    """Answer prompts with a local model, watermarked."""
+    from watermark.errors import UsageError
+    from watermark.generation import Sampling, read_prompts
+    from watermark.generation import generate as run
+
+    if (keyring is None) != unmarked:
+        raise UsageError("name a key with --keyring, or say --unmarked: answers are never left unmarked by accident")
+    green_list = None
+    if keyring is not None:
+        from watermark.green_list import GreenList
+        from watermark.keyring import Keyring
+
+        green_list = GreenList(Keyring.load(keyring).scope_to_mark(scope), min_entropy=min_entropy)
+    asked = read_prompts(prompts)
+    with _busy(f"loading {model}"):
+        from watermark.models import load_model
+
+        loaded = load_model(model, tokenizer=tokenizer)
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed, batch_size=batch_size)
+    with _progress("answers", len(asked)) as advance:
+        tokens = run(loaded, asked, green_list=green_list, out=out, sampling=sampling, progress=advance)
+    typer.echo(f"{out}: {len(asked):,} answers, {tokens:,} tokens", err=True)
+
+
+@detect.command("text")
+def detect_text(
+    inputs: Inputs,
+    keyring: KeyringOption,
+    scope: ScopeOption = None,
+    tokenizer: TokenizerOption = None,
+    prompts: PromptsOption = Prompts.own,
+    level: LevelOption = 1e-6,
+    max_malformed: MaxMalformedOption = 0,
+    retokenize: RetokenizeOption = False,
+    exit_code: ExitCodeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Test whether texts are marked: each document by itself, and all of them pooled."""
+    from detect.marked_text import detect_text as run
+    from detect.tally import PromptPolicy
+    from detect.verdict import Verdict
+    from detect.warning import warnings_of
+    from watermark.errors import UsageError
+
+    scopes = _scopes(keyring, scope)
+    if len(scopes) != 1:
+        raise UsageError(f"detect text tests one scope, and {len(scopes)} were given: name one with --scope")
+    source, keys_of = scopes[0]
+    chosen = _tokenizer_of(tokenizer, [keys_of])
+    corpus = _corpus(inputs, chosen, keys_of, max_malformed=max_malformed, retokenize=retokenize)
+    result = run(corpus, keys_of, policy=PromptPolicy(prompts.value), level=level)
+    warned = warnings_of(corpus, keys_of, source)
+    if json:
+        from detect.result_json import text_json
+
+        _print_json(text_json(result, corpus, warned, tokenizer=chosen.digest()))
+    else:
+        from detect.result_tables import text_tables
+
+        _show(text_tables(result, corpus, warned))
+    if exit_code is not None and result.pooled_verdict is Verdict.DEPENDS:
+        raise typer.Exit(exit_code)
+
+
+@detect.command("model")
+def detect_model(
+    inputs: Inputs,
+    keyring: KeyringOption,
+    scope: ScopeOption = None,
+    reference: ReferenceOption = None,
+    reference_model: ReferenceModelOption = None,
+    save_reference: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep the computed reference (.npz) for --reference.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Likeliest tokens kept a position of a computed reference.")] = 32,
+    tokenizer: TokenizerOption = None,
+    prompts: PromptsOption = Prompts.own,
+    decoys: Annotated[int, typer.Option(min=0, help="Decoy keys.")] = 999,
+    decoy_seed: Annotated[int, typer.Option(min=0, help="From which they are drawn.")] = 0,
+    level: LevelOption = 1e-6,
+    max_malformed: MaxMalformedOption = 0,
+    retokenize: RetokenizeOption = False,
+    exit_code: ExitCodeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Test whether a model was trained on marked answers, from its outputs."""
+    from detect.distillation import detect_model as run
+    from detect.tally import PromptPolicy
+    from detect.verdict import Verdict
+    from detect.warning import warnings_of, warnings_of_model
+
+    scopes = _scopes(keyring, scope)
+    chosen = _tokenizer_of(tokenizer, [keys_of for _, keys_of in scopes])
+    corpus = _corpus(inputs, chosen, scopes[0][1], max_malformed=max_malformed, retokenize=retokenize)
+    probabilities = _reference(reference, reference_model, save_reference, corpus, chosen, scopes[0][1], top=top)
+    with _busy(f"testing under the key and {decoys:,} decoys"):
+        results = run(
+            corpus,
+            [keys_of for _, keys_of in scopes],
+            reference=probabilities,
+            policy=PromptPolicy(prompts.value),
+            decoys=decoys,
+            decoy_seed=decoy_seed,
+            level=level,
+        )
+    told = [
+        (result, warnings_of_model(result, warnings_of(corpus, keys_of, source)))
+        for result, (source, keys_of) in zip(results, scopes, strict=True)
+    ]
+    if json:
+        from detect.result_json import model_json, models_json
+
+        _print_json(
+            models_json([model_json(result, corpus, warned, tokenizer=chosen.digest()) for result, warned in told])
+        )
+    else:
+        from detect.result_tables import model_tables
+
+        for result, warned in told:
+            _show(model_tables(result, corpus, warned))
+    if exit_code is not None and any(result.verdict is Verdict.DEPENDS for result in results):
+        raise typer.Exit(exit_code)
+
+
+@app.command()
+def calibrate(
+    inputs: Inputs,
+    count: Annotated[int, typer.Option("--keys", min=1, help="Random keys.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="From which they are drawn.")] = 0,
+    window: Annotated[int, typer.Option(min=1, max=8, help="Ids hashed for each choice.")] = 2,
+    fleet_k: Annotated[int, typer.Option(min=1, max=255, help="Gamma in units of 1/256.")] = 64,
+    tokenizer: Annotated[str, typer.Option("--tokenizer", "-t", metavar="NAME_OR_FILE")] = "smollm2",
+    reference: ReferenceOption = None,
+    reference_model: ReferenceModelOption = None,
+    prompts: PromptsOption = Prompts.own,
+    max_malformed: MaxMalformedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Measure how often the tests call unmarked text marked, over many random keys, beside the nominal rate."""
+    from detect.calibration import calibrate as run
+    from detect.tally import PromptPolicy
+    from watermark.keys import Params
+
+    chosen = _tokenizer(tokenizer)
+    params = Params(
+        tokenizer=chosen.digest(),
+        special_ids=chosen.special_ids,
+        window=window,
+        fleet_k=fleet_k,
+        account_lanes=0,
+    )
+    corpus = _corpus(inputs, chosen, params, max_malformed=max_malformed, retokenize=False)
+    probabilities = _reference(reference, reference_model, None, corpus, chosen, params, top=32)
+    with _progress("keys", count) as advance:
+        result = run(
+            corpus,
+            params,
+            keys=count,
+            seed=seed,
+            reference=probabilities,
+            policy=PromptPolicy(prompts.value),
+            progress=lambda keys_scored: advance(None, keys_scored),
+        )
+    if json:
+        from detect.result_json import calibration_json
+
+        _print_json(calibration_json(result, corpus))
+    else:
+        from detect.result_tables import calibration_table
+
+        _show(calibration_table(result))
+
+
+def _scopes(keyrings: list[Path], names: list[str] | None) -> list[tuple[Keyring, ScopeKeys]]:
+    """Return the scopes to test, with the keyring that each came from."""
+    from watermark.keyring import Keyring
+
+    found = []
+    for path in keyrings:
+        keyring = Keyring.load(path)
+        wanted = [scope.name for scope in keyring.scopes if names is None or scope.name in names]
+        found.extend((keyring, keyring.scope(name)) for name in wanted)
+    if names is not None:
+        from watermark.errors import UsageError, printable
+
+        missing = sorted(set(names) - {keys_of.name for _, keys_of in found})
+        if missing:
+            raise UsageError(f"no scope {printable(', '.join(missing))} in the key files given")
+    return found
+
+
+def _tokenizer(name: str) -> Tokenizer:
+    from watermark.tokenizer import load
+
+    return load(name)
+
+
+def _tokenizer_of(name: str | None, scopes: list[ScopeKeys]) -> Tokenizer:
+    """Return the tokenizer, which must be the one that every scope was made for."""
+    from watermark.tokenizer import load_for
+
+    return load_for([(keys_of.name, keys_of.params.tokenizer) for keys_of in scopes], spec=name)
+
+
+def _corpus(inputs: list[str], tokenizer: Tokenizer, scope: Any, *, max_malformed: int, retokenize: bool) -> Corpus:
+    from detect.corpus import read_corpus
+    from detect.records import Reader
+
+    reader = Reader(inputs, max_malformed=max_malformed)
+    params = getattr(scope, "params", scope)
+
+    def shown(documents: Iterable[Any]) -> Iterator[Any]:
+        with _progress("records", None) as advance:
+            for document in documents:
+                yield document
+                advance(None, 1)
+
+    return read_corpus(reader, tokenizer, params=params, retokenize=retokenize, progress=shown)
+
+
+def _reference(
+    file: str | None,
+    model: str | None,
+    save: Path | None,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    scope: Any,
+    *,
+    top: int,
+) -> Any:
+    """Return the reference that the options name, or None."""
+    from watermark.errors import UsageError
+
+    if file is not None and model is not None:
+        raise UsageError("--reference and --reference-model exclude each other: one reference is used")
+    if save is not None and model is None:
+        raise UsageError("--save-reference keeps what --reference-model computes: name a model")
+    params = getattr(scope, "params", scope)
+    if model is not None:
+        with _busy(f"loading {model}"):
+            from watermark.models import load_model
+
+            loaded = load_model(model)
+        from detect.teacher_forcing import read_reference
+
+        with _progress("responses read", len(corpus.responses)) as advance:
+            made = read_reference(
+                loaded, corpus.responses, corpus.prompt_texts, top=top, progress=lambda read: advance(None, read)
+            )
+        if save is not None:
+            made.save(save)
+        return made
+    if file is None:
+        return None
+    if file.endswith(".npz"):
+        from detect.reference import Reference
+
+        return Reference.load(Path(file))
+    from detect.reference import reference_from_outputs
+
+    clean = _corpus([file], tokenizer, scope, max_malformed=0, retokenize=False)
+    return reference_from_outputs(
+        corpus.responses, clean.responses, window=params.window, tokenizer=tokenizer.digest(), name=file
+    )
+
+
+@contextmanager
+def _progress(what: str, total: int | None) -> Iterator[Callable[[int | None, int], None]]:
+    """Show a progress bar on standard error; the function given is called with (done so far or None, new)."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+
+        def advance(done: int | None, new: int) -> None:
+            bar.update(task, completed=done) if done is not None else bar.advance(task, new)
+
+        yield advance
+
+
+@contextmanager
+def _busy(what: str) -> Iterator[None]:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield
+
+
+def _print_json(value: Any) -> None:
+    from detect.result_json import dumps
+
+    typer.echo(dumps(value))
+
+
+def _show(renderable: Any) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, emoji=False, width=max(console.width, 140))
+    console.print(renderable)
+
+
+def main() -> None:
+    """Run the command; every error that is meant is one line on standard error and an exit code."""
+    import detect as analysis
+    import watermark as serving
+
+    if getattr(serving, "TAGGANT", None) != "taggant" or getattr(analysis, "TAGGANT", None) != "taggant":
+        sys.stderr.write(
+            "taggant: another package named 'watermark' or 'detect' lies over Taggant's (PyPI's `watermark` is one): "
+            "install taggant in an environment of its own\n"
+        )
+        raise SystemExit(2)
+    from watermark.errors import TaggantError
+
+    try:
+        app()
+    except TaggantError as error:
+        sys.stderr.write(f"taggant: {error}\n")
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("taggant: interrupted\n")
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except Exception as error:
+        if os.environ.get("TAGGANT_DEBUG"):
+            raise
+        # The message of an unexpected error may quote data; its type and place are enough for a report.
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "?"
+        sys.stderr.write(
+            f"taggant: internal error: {type(error).__name__} at {place}. This is a bug: please report it "
+            "(TAGGANT_DEBUG=1 shows the traceback, which may hold input text)\n"
+        )
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

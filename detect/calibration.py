@@ -1,0 +1,142 @@
+"""How often do the tests cry wolf? The false-positive rate on any corpus, over many random keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from detect.binomial import green_interval, log10_tails
+from detect.centred import centred_weights
+from detect.corpus import Corpus
+from detect.decoys import random_words
+from detect.reference import Reference
+from detect.tally import UNIT, PromptPolicy, tally_of
+from detect.weighted_sums import WeightedSum
+from watermark import kernels
+from watermark.keys import Params
+
+__all__ = ["CalibrationResult", "Rate", "calibrate"]
+
+LEVELS = (1e-1, 1e-2, 1e-3, 1e-4)
+
+#: Keys scored between two reports of progress.
+_BATCH = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """How many of the keys gave a p at or below a level, beside how many should at most."""
+
+    level: float
+    below: int
+    keys: int
+    low: float
+    high: float
+    """Ends of the 95% Clopper-Pearson interval of the rate."""
+
+    @property
+    def rate(self) -> float:
+        """The share of keys."""
+        return self.below / self.keys
+
+    @property
+    def within(self) -> bool:
+        """Whether the nominal rate lies in the interval or above it."""
+        return self.low <= self.level
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationResult:
+    """False-positive rates of the tests on a corpus that no key has marked."""
+
+    keys: int
+    seed: int
+    window: int
+    gamma_256: int
+    tokens: int
+    pairs: int
+    """Distinct pairs."""
+    positions: int
+    """Scored positions, repeats included."""
+    rates: dict[str, list[Rate]]
+    """By test: "count", "centred" (with a reference), and "naive z", for contrast: the z-score over all positions,
+    repeats counted as if they were independent, against the normal tail. It is not valid and never reported."""
+    sds: dict[str, float]
+    """Standard deviation of each test's z over the keys: 1 if the null's variance is right."""
+
+
+def calibrate(
+    corpus: Corpus,
+    params: Params,
+    *,
+    keys: int = 10_000,
+    seed: int = 0,
+    reference: Reference | None = None,
+    policy: PromptPolicy = PromptPolicy.OWN,
+    progress: Callable[[int], None] = lambda keys: None,
+) -> CalibrationResult:
+    """Score a corpus under random keys that had no part in it.
+
+    Args:
+        corpus: any text that none of the keys has marked, which is any text.
+        params: window, gamma and special ids.
+        keys: how many keys.
+        seed: from which they are drawn.
+        reference: for the centred test.
+        policy: as in `detect_model`.
+        progress: called with the number of keys scored since the last call.
+    """
+    tally = tally_of(corpus.responses, params=params, prompts=corpus.prompts, policy=policy, reference=reference)
+    in_fleet = tally.in_lanes(range(params.fleet_lanes))
+    said = in_fleet & (tally.said > 0)
+    weights = centred_weights(tally, params)
+    columns = np.ascontiguousarray(np.column_stack([said.astype(np.int64), np.where(in_fleet, tally.said, 0), weights]))
+    words = random_words(keys, seed=seed)
+    sums = np.empty((keys, 3), dtype=np.int64)
+    for start in range(0, keys, _BATCH):
+        part = words[start : start + _BATCH]
+        sums[start : start + _BATCH] = kernels.green_sums(
+            part, tally.windows, tally.lanes, params.bounds(), tally.pair_window, tally.tokens, columns
+        )
+        progress(len(part))
+    k, gamma = params.fleet_k, params.fleet_k / 256
+    pairs, positions = int(said.sum()), int(columns[:, 1].sum())
+    log10_ps = {"count": log10_tails(sums[:, 0], pairs=pairs, k=k)}
+    zs = {"count": _z(sums[:, 0], pairs, gamma), "naive z": _z(sums[:, 1], positions, gamma)}
+    if reference is not None:
+        law = WeightedSum(weights / UNIT, gamma=gamma)
+        statistics = (256.0 * sums[:, 2] - float(k) * float(weights.sum())) / (256 * UNIT)
+        log10_ps["centred"] = law.log10_chernoff_many(statistics)
+        zs["centred"] = statistics / law.sd
+    log10_ps["naive z"] = _normal_tails(zs["naive z"])
+    return CalibrationResult(
+        keys=keys,
+        seed=seed,
+        window=params.window,
+        gamma_256=k,
+        tokens=corpus.tokens,
+        pairs=pairs,
+        positions=tally.scored,
+        rates={test: [_rate(values, level) for level in LEVELS] for test, values in log10_ps.items()},
+        sds={test: float(z.std()) for test, z in zs.items()},
+    )
+
+
+def _z(greens: npt.NDArray[np.int64], n: int, gamma: float) -> npt.NDArray[np.float64]:
+    return np.asarray((greens - gamma * n) / math.sqrt(max(1.0, n * gamma * (1 - gamma))))
+
+
+def _normal_tails(z: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    from scipy.special import log_ndtr
+
+    return np.asarray(log_ndtr(-z) / math.log(10))
+
+
+def _rate(log10_ps: npt.NDArray[np.float64], level: float) -> Rate:
+    below = int((log10_ps <= math.log10(level)).sum())
+    low, high = green_interval(below, pairs=len(log10_ps))
+    return Rate(level=level, below=below, keys=len(log10_ps), low=low, high=high)

@@ -1,0 +1,153 @@
+"""From records to token ids: the texts that a test scores, tokenised, with every record accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from detect.records import Accounting, Document, Reader, Text
+from watermark.errors import InputError
+from watermark.keys import Params
+from watermark.tokenizer import Tokenizer
+
+__all__ = ["Corpus", "read_corpus"]
+
+Ids = npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """The texts of some inputs as token ids.
+
+    Text i belongs to document ``document[i]``, whose place in the input is ``sources[document[i]]``.
+    """
+
+    responses: list[Ids]
+    prompts: list[list[Ids]]
+    """For each text the texts before it, each tokenised alone."""
+    prompt_texts: list[tuple[str, ...]]
+    """The same as text."""
+    document: npt.NDArray[np.int64]
+    sources: list[str]
+    accounting: Accounting
+    digests: dict[str, str]
+    """SHA-256 of each input."""
+    without_prompt: int
+    """Texts whose prompt is not recorded: echoes of it can't be left out."""
+    from_ids: int
+    """Texts scored by the ids in the record; the others were tokenised from their text."""
+    fingerprints: frozenset[str] = field(default_factory=frozenset)
+    """Scope fingerprints that records name."""
+
+    @property
+    def tokens(self) -> int:
+        """Ids in all responses."""
+        return sum(len(ids) for ids in self.responses)
+
+    def first(self, texts: int) -> Corpus:
+        """Return the corpus of the first so many texts (the accounting stays that of the whole input)."""
+        return replace(
+            self,
+            responses=self.responses[:texts],
+            prompts=self.prompts[:texts],
+            prompt_texts=self.prompt_texts[:texts],
+            document=self.document[:texts],
+        )
+
+
+def read_corpus(
+    reader: Reader,
+    tokenizer: Tokenizer,
+    *,
+    params: Params,
+    retokenize: bool = False,
+    progress: Callable[[Iterable[Document]], Iterable[Document]] = lambda documents: documents,
+) -> Corpus:
+    """Read and tokenise everything that *reader* yields.
+
+    A record's token ids are used where it has them and they are of the scope's tokenizer (or say nothing
+    of it); otherwise its text is tokenised.
+
+    Args:
+        reader: the inputs.
+        tokenizer: the generating model's.
+        params: the scope's: a document without a text longer than the window is excluded.
+        retokenize: tokenise the text even where there are ids.
+        progress: wraps the documents, e.g. in a progress bar.
+
+    Raises:
+        InputError: an id outside the vocabulary, or ids of another tokenizer with no text beside them.
+    """
+    responses: list[Ids] = []
+    prompts: list[list[Ids]] = []
+    prompt_texts: list[tuple[str, ...]] = []
+    owners: list[int] = []
+    sources: list[str] = []
+    fingerprints: set[str] = set()
+    without_prompt = from_ids = 0
+    cache: dict[str, Ids] = {}
+    for document in progress(reader):
+        encoded = [_ids(text, document, tokenizer, retokenize=retokenize) for text in document.texts]
+        if not encoded:
+            reader.accounting.exclude("no answer in it")
+            continue
+        if all(len(ids) <= params.window for ids, _ in encoded):
+            reader.accounting.exclude("not longer than the window")
+            continue
+        reader.accounting.score()
+        if document.fingerprint is not None:
+            fingerprints.add(document.fingerprint)
+        for text, (ids, logged) in zip(document.texts, encoded, strict=True):
+            responses.append(ids)
+            from_ids += logged
+            without_prompt += text.prompts is None
+            earlier = text.prompts or ()
+            prompts.append([_cached(piece, tokenizer, cache) for piece in earlier])
+            prompt_texts.append(earlier)
+            owners.append(len(sources))
+        sources.append(document.source)
+    return Corpus(
+        responses=responses,
+        prompts=prompts,
+        prompt_texts=prompt_texts,
+        document=np.array(owners, dtype=np.int64),
+        sources=sources,
+        accounting=reader.accounting,
+        digests=reader.digests,
+        without_prompt=without_prompt,
+        from_ids=from_ids,
+        fingerprints=frozenset(fingerprints),
+    )
+
+
+def _ids(text: Text, document: Document, tokenizer: Tokenizer, *, retokenize: bool) -> tuple[Ids, bool]:
+    """Return a text's ids and whether they are those of the record."""
+    logged = text.token_ids
+    same = document.tokenizer in (None, tokenizer.digest())
+    if logged is not None and same and not (retokenize and text.response is not None):
+        if logged.size and int(logged.max()) >= tokenizer.vocabulary_size:
+            raise InputError(
+                f"{document.source}: token id {int(logged.max())} is outside the vocabulary of {tokenizer.name} "
+                f"({tokenizer.vocabulary_size} ids): the ids are of another tokenizer. Name it with --tokenizer, or "
+                "leave the ids out and keep the text"
+            )
+        return logged, True
+    if text.response is None:
+        raise InputError(
+            f"{document.source}: its token ids are of another tokenizer than {tokenizer.name} and it has no text "
+            "to tokenise. Add the text, or name the tokenizer with --tokenizer"
+        )
+    return tokenizer.encode(text.response), False
+
+
+def _cached(text: str, tokenizer: Tokenizer, cache: dict[str, Ids]) -> Ids:
+    """Return the ids of a prompt: in a conversation each message is the prompt of all later ones."""
+    ids = cache.get(text)
+    if ids is None:
+        if len(cache) > 4096:
+            cache.clear()
+        ids = cache[text] = tokenizer.encode(text)
+    return ids

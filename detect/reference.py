@@ -1,0 +1,212 @@
+"""What a reference model would have said anyway, at each position of the suspect's text.
+
+A reference is the suspect's public base, a clean twin, or the teacher without its mark; or, where no
+model is at hand, the outputs of one. It is made without the key, so any reference leaves the test valid;
+a good one makes it powerful.
+
+On disk a reference is an ``.npz`` of plain arrays (no pickles) with compact types: probabilities in
+units of 2^-16, token ids in 16 bits where they fit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from watermark.errors import InputError, ReferenceMismatchError, UsageError
+
+__all__ = ["SCHEMA", "TOP", "Reference", "reference_from_outputs"]
+
+SCHEMA: Final = "taggant/reference/1"
+
+#: How many of the reference's likeliest tokens are kept at each position unless told otherwise.
+TOP: Final = 32
+
+_UNIT: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """A reference's next-token probabilities at N positions of R responses, the M likeliest tokens of each."""
+
+    name: str
+    """The model or file that it came from."""
+    tokenizer: str
+    """Digest of the tokenizer of the ids."""
+    ids: npt.NDArray[np.uint32]
+    """The responses' ids, concatenated, (N,)."""
+    starts: npt.NDArray[np.int64]
+    """Where each response starts, and the end, (R + 1,)."""
+    top_ids: npt.NDArray[np.uint32]
+    """(N, M)."""
+    top_p: npt.NDArray[np.float32]
+    """Their probabilities, (N, M), largest first."""
+    said_p: npt.NDArray[np.float32]
+    """The probability of the id that was said, (N,)."""
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        shapes = (self.top_ids.shape, self.top_p.shape)
+        if shapes[0] != shapes[1] or self.top_ids.ndim != 2 or shapes[0][0] != n or self.said_p.shape != (n,):
+            raise ReferenceMismatchError(
+                f"reference {self.name}: expected {n} rows of ids and probabilities, got {shapes}"
+            )
+        for p in (self.top_p, self.said_p):
+            if p.size and not (p.min() >= 0 and p.max() <= 1):
+                raise ReferenceMismatchError(f"reference {self.name}: probabilities outside 0 to 1")
+        # A row may sum to a little over 1 after rounding to units of 2^-16.
+        if n and self.top_p.sum(axis=1, dtype=np.float64).max(initial=0.0) > 1 + shapes[0][1] / _UNIT:
+            raise ReferenceMismatchError(f"reference {self.name}: a position's probabilities sum to more than 1")
+
+    def check(self, ids: npt.NDArray[np.uint32], starts: npt.NDArray[np.int64]) -> None:
+        """Check that the reference is of exactly these responses.
+
+        Raises:
+            ReferenceMismatchError: it is of others.
+        """
+        if len(starts) != len(self.starts):
+            raise ReferenceMismatchError(
+                f"reference {self.name}: made for {len(self.starts) - 1} responses, and there are {len(starts) - 1}: "
+                "make it again for these outputs, e.g. with --reference-model and --save-reference"
+            )
+        if not np.array_equal(starts, self.starts) or not np.array_equal(ids, self.ids):
+            sizes_agree = np.diff(starts) == np.diff(self.starts)
+            at = int(np.argmin(sizes_agree)) if not sizes_agree.all() else _first_difference(ids, self.ids, starts)
+            raise ReferenceMismatchError(
+                f"reference {self.name}: made for other text: response {at + 1} has other token ids. "
+                "Make it again for these outputs, e.g. with --reference-model and --save-reference"
+            )
+
+    def first(self, responses: int) -> Reference:
+        """Return the reference of the first so many responses."""
+        n = int(self.starts[responses])
+        return replace(
+            self,
+            ids=self.ids[:n],
+            starts=self.starts[: responses + 1],
+            top_ids=self.top_ids[:n],
+            top_p=self.top_p[:n],
+            said_p=self.said_p[:n],
+        )
+
+    def negative_log_likelihood(self) -> float:
+        """Return the mean of -ln p over the ids said, in nats (a probability stored as 0 counts as 2^-17)."""
+        return float(-np.log(np.maximum(self.said_p.astype(np.float64), 0.5 / _UNIT)).mean()) if len(self.ids) else 0.0
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        narrow = (
+            np.uint16 if max(int(self.top_ids.max(initial=0)), int(self.ids.max(initial=0))) < 1 << 16 else np.uint32
+        )
+        arrays: dict[str, Any] = {
+            "schema": np.array(SCHEMA),
+            "name": np.array(self.name),
+            "tokenizer": np.array(self.tokenizer),
+            "ids": self.ids.astype(narrow),
+            "starts": self.starts,
+            "top_ids": self.top_ids.astype(narrow),
+            "top_p": _packed(self.top_p),
+            "said_p": _packed(self.said_p),
+        }
+        partial = path.with_name(path.name + ".partial")
+        with open(partial, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Reference:
+        """Read a reference file.
+
+        Raises:
+            InputError: missing, or not a reference file of this version.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                if str(file["schema"]) != SCHEMA:
+                    raise ValueError("schema")
+                return cls(
+                    name=str(file["name"]),
+                    tokenizer=str(file["tokenizer"]),
+                    ids=file["ids"].astype(np.uint32),
+                    starts=file["starts"].astype(np.int64),
+                    top_ids=file["top_ids"].astype(np.uint32),
+                    top_p=_unpacked(file["top_p"]),
+                    said_p=_unpacked(file["said_p"]),
+                )
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such reference file") from None
+        except (ValueError, KeyError, OSError, EOFError, TypeError) as error:
+            raise InputError(
+                f"{path}: not a reference file of this version ({SCHEMA}): {type(error).__name__}"
+            ) from None
+
+
+def _first_difference(a: npt.NDArray[Any], b: npt.NDArray[Any], starts: npt.NDArray[np.int64]) -> int:
+    return int(np.searchsorted(starts, np.argmax(a != b), side="right")) - 1
+
+
+def _packed(p: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    return np.minimum(np.rint(p.astype(np.float64) * _UNIT), _UNIT - 1).astype(np.uint16)
+
+
+def _unpacked(p: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    return (p.astype(np.float32) / np.float32(_UNIT)).astype(np.float32)
+
+
+def reference_from_outputs(
+    responses: Sequence[npt.NDArray[np.uint32]],
+    clean: Sequence[npt.NDArray[np.uint32]],
+    *,
+    window: int,
+    tokenizer: str,
+    name: str,
+    top: int = TOP,
+) -> Reference:
+    """Estimate a reference from outputs of a model that never saw the mark.
+
+    After a window seen c times in *clean*, a token seen c_v times gets c_v / (c + 1); the rest is left to
+    tokens unseen. It knows nothing of windows that *clean* lacks, so it wants at least as much text as
+    the suspect's, from the same prompts or the like.
+
+    Raises:
+        UsageError: *clean* holds no window.
+    """
+    counts: dict[bytes, dict[int, int]] = {}
+    for ids in clean:
+        raw = np.ascontiguousarray(ids, dtype="<u4").tobytes()
+        for i in range(window, len(ids)):
+            after = counts.setdefault(raw[4 * (i - window) : 4 * i], {})
+            after[int(ids[i])] = after.get(int(ids[i]), 0) + 1
+    if not counts:
+        raise UsageError(f"reference {name}: its outputs are too short to hold a window of {window} ids")
+    rows: dict[bytes, tuple[list[int], list[float], dict[int, float]]] = {}
+    for key, after in counts.items():
+        total = sum(after.values()) + 1
+        ranked = sorted(after.items(), key=lambda item: (-item[1], item[0]))
+        shares = {v: c / total for v, c in ranked}
+        best = ranked[:top]
+        rows[key] = ([v for v, _ in best], [c / total for _, c in best], shares)
+    starts = np.concatenate([[0], np.cumsum([len(ids) for ids in responses])]).astype(np.int64)
+    n = int(starts[-1])
+    top_ids = np.zeros((n, top), dtype=np.uint32)
+    top_p = np.zeros((n, top), dtype=np.float32)
+    said_p = np.zeros(n, dtype=np.float32)
+    for ids, start in zip(responses, starts[:-1], strict=True):
+        raw = np.ascontiguousarray(ids, dtype="<u4").tobytes()
+        for i in range(window, len(ids)):
+            found = rows.get(raw[4 * (i - window) : 4 * i])
+            if found is not None:
+                best_ids, best_p, shares = found
+                top_ids[start + i, : len(best_ids)] = best_ids
+                top_p[start + i, : len(best_p)] = best_p
+                said_p[start + i] = shares.get(int(ids[i]), 0.0)
+    joined = np.concatenate(responses).astype(np.uint32) if n else np.zeros(0, dtype=np.uint32)
+    return Reference(
+        name=name, tokenizer=tokenizer, ids=joined, starts=starts, top_ids=top_ids, top_p=top_p, said_p=said_p
+    )

@@ -1,0 +1,109 @@
+"""Results as one JSON object each: integers as they are, log10 p, digests of the inputs.
+
+Schemas are named ``taggant/<command>/<number>``; a field may be added to a schema, none changes meaning.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from detect.calibration import CalibrationResult
+from detect.corpus import Corpus
+from detect.demo import Demo
+from detect.distillation import ModelResult
+from detect.marked_text import TextResult
+from detect.verdict import DOES_NOT_SAY
+from detect.warning import Warned
+from watermark import __version__
+
+__all__ = ["calibration_json", "demo_json", "dumps", "model_json", "models_json", "text_json"]
+
+JsonObject = dict[str, Any]
+
+
+def dumps(value: Mapping[str, Any]) -> str:
+    """Return the JSON text that ``--json`` prints."""
+    return json.dumps(value, indent=1, ensure_ascii=True, allow_nan=False)
+
+
+def _head(command: str) -> JsonObject:
+    return {"schema": f"taggant/{command}/1", "version": __version__}
+
+
+def _inputs(corpus: Corpus) -> JsonObject:
+    return {
+        "inputs": corpus.digests,
+        "accounting": corpus.accounting.to_json(),
+        "texts": len(corpus.responses),
+        "texts_scored_by_recorded_ids": corpus.from_ids,
+        "texts_without_prompt": corpus.without_prompt,
+    }
+
+
+def model_json(result: ModelResult, corpus: Corpus, warned: Sequence[Warned], *, tokenizer: str) -> JsonObject:
+    """Return one scope's result of `detect model`."""
+    fields = asdict(result)
+    count, centred = fields.pop("count"), fields.pop("centred")
+    fields["verdict"] = result.verdict.value
+    tests: JsonObject = {"count": count}
+    if centred is not None and result.centred is not None:
+        del centred["decoy_z"]
+        tests["centred"] = {**centred, "z": result.centred.z, "decoy_sd": result.centred.decoy_sd}
+    return {
+        **_head("detect-model"),
+        **fields,
+        "tests": tests,
+        "tokenizer": tokenizer,
+        **_inputs(corpus),
+        "warnings": [warning.value for warning in warned],
+        "does_not_say": DOES_NOT_SAY,
+    }
+
+
+def models_json(results: Sequence[JsonObject]) -> JsonObject:
+    """Return what `detect model` prints: the one scope's result, or all of them under "scopes"."""
+    return results[0] if len(results) == 1 else {**_head("detect-models"), "scopes": list(results)}
+
+
+def text_json(result: TextResult, corpus: Corpus, warned: Sequence[Warned], *, tokenizer: str) -> JsonObject:
+    """Return what `detect text` prints."""
+    fields = asdict(result)
+    documents = [{**document, "verdict": document["verdict"].value} for document in fields.pop("documents")]
+    pooled = {**fields.pop("pooled"), "verdict": fields.pop("pooled_verdict").value}
+    return {
+        **_head("detect-text"),
+        **fields,
+        "documents": documents,
+        "pooled": pooled,
+        "tokenizer": tokenizer,
+        **_inputs(corpus),
+        "warnings": [warning.value for warning in warned],
+    }
+
+
+def calibration_json(result: CalibrationResult, corpus: Corpus) -> JsonObject:
+    """Return what `calibrate` prints."""
+    fields = asdict(result)
+    fields["rates"] = {
+        test: [{**asdict(rate), "rate": rate.rate, "within": rate.within} for rate in rates]
+        for test, rates in result.rates.items()
+    }
+    return {**_head("calibrate"), **fields, **_inputs(corpus)}
+
+
+def demo_json(demo: Demo) -> JsonObject:
+    """Return what `demo` prints: the student's and the clean twin's results as `detect model` prints them."""
+    return {
+        **_head("demo"),
+        "commitments_that_fit": demo.commitments,
+        "teacher": text_json(demo.teacher, demo.teacher_corpus, demo.teacher_warnings, tokenizer=demo.tokenizer),
+        "student": model_json(
+            demo.student.result, demo.student.corpus, demo.student.warnings, tokenizer=demo.tokenizer
+        ),
+        "clean_twin": model_json(
+            demo.clean_twin.result, demo.clean_twin.corpus, demo.clean_twin.warnings, tokenizer=demo.tokenizer
+        ),
+    }

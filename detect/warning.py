@@ -1,0 +1,60 @@
+"""What a reader of a result must be told beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+from detect.corpus import Corpus
+from detect.distillation import ModelResult
+from watermark.keyring import Keyring
+from watermark.keys import ScopeKeys
+
+__all__ = ["Warned", "warnings_of", "warnings_of_model"]
+
+#: From this share of the teacher's tilt on, a suspect looks like the teacher itself behind another name.
+_RELAY = 0.7
+
+#: Bounds of the decoys' standard deviation; with 999 decoys its own is 0.022.
+_DECOY_SD = (0.85, 1.15)
+
+#: Decoys from which on their standard deviation is judged.
+_ENOUGH_DECOYS = 200
+
+
+class Warned(Enum):
+    """A warning, in words that stay the same wherever it is printed."""
+
+    NOT_ACTIVATED = "key randomness not verifiable: no public randomness went into this key after it was committed to"
+    PUBLISHED = "the key is published: anyone can mark with it, so this is an example and no evidence"
+    NO_PROMPTS = "some texts have no recorded prompt: echoes of it could not be left out"
+    OTHER_SCOPE = "records name another scope's fingerprint than the one tested"
+    RELAY = "an effect near the teacher's own: a relay of the teacher's service looks like this, a student rarely"
+    DECOYS_SPREAD = "the decoys' spread is not what the null says: do not rely on this result, and report it"
+
+
+def warnings_of(corpus: Corpus, scope: ScopeKeys, keyring: Keyring) -> list[Warned]:
+    """Return what goes beside any result of *scope* on *corpus*."""
+    found = []
+    if not scope.activated:
+        found.append(Warned.NOT_ACTIVATED)
+    if keyring.published:
+        found.append(Warned.PUBLISHED)
+    if corpus.without_prompt:
+        found.append(Warned.NO_PROMPTS)
+    if corpus.fingerprints - {scope.fingerprint}:
+        found.append(Warned.OTHER_SCOPE)
+    return found
+
+
+def warnings_of_model(result: ModelResult, general: Sequence[Warned]) -> list[Warned]:
+    """Return *general* and what goes beside this result of `detect_model`."""
+    found = list(general)
+    centred = result.centred
+    if centred is not None:
+        if centred.tau is not None and centred.tau >= _RELAY and result.log10_p_holm < -3:
+            found.append(Warned.RELAY)
+        low, high = _DECOY_SD
+        if centred.decoy_sd is not None and centred.decoys >= _ENOUGH_DECOYS and not low < centred.decoy_sd < high:
+            found.append(Warned.DECOYS_SPREAD)
+    return found
