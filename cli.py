@@ -405,7 +405,7 @@ def _scopes(keyrings: list[Path], names: list[str] | None) -> list[tuple[Keyring
     """Return the scopes to test, with the keyring that each came from."""
     from watermark.keyring import Keyring
 
-    found = []
+    found: list[tuple[Keyring, ScopeKeys]] = []
     for path in keyrings:
         keyring = Keyring.load(path)
         wanted = [scope.name for scope in keyring.scopes if names is None or scope.name in names]
@@ -564,6 +564,8 @@ def main() -> None:
         raise SystemExit(2)
     from watermark.errors import TaggantError
 
+    # The progress bars of libraries (transformers' GGUF reader for one) would write over ours.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         app()
     except TaggantError as error:

@@ -42,10 +42,12 @@ def described(value: object) -> str:
     ('an array', 'true', 'null')
     """
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+        return json.dumps(value)
     if isinstance(value, (int, float)):
         return f"the number {printable(value, 40)}"
-    return {str: "a string", list: "an array", dict: "an object"}.get(type(value), type(value).__name__)
+    if isinstance(value, str):
+        return "a string"
+    return "an array" if isinstance(value, list) else "an object"
 
 
 def text_of(value: object, where: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
@@ -117,7 +116,7 @@ def pooled_count(tally: Tally, green: npt.NDArray[np.bool_], in_fleet: npt.NDArr
     return count_test(int((green & in_fleet).sum()), pairs=int(in_fleet.sum()), k=k)
 
 
-@nb.njit(nogil=True, cache=kernels.CACHE)  # type: ignore[misc]
+@kernels.kernel
 def _document_counts(
     position_pair: npt.NDArray[np.int32],
     owners: npt.NDArray[np.int64],

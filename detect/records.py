@@ -69,6 +69,8 @@ _CHUNK = 2**20
 _UTF8_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
+_Parser = Callable[[str, bytes], "Document"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
@@ -271,12 +273,13 @@ class Reader:
                 stream: BinaryIO = io.BufferedReader(tap)
                 if tap.magic.startswith(b"\x1f\x8b") or file.name.lower().endswith(".gz"):
                     stream = gzip.GzipFile(fileobj=stream)  # type: ignore[assignment]
-                number = 0
+                last = 0
                 try:
-                    for number, source_name, read in self._records(file, stream):
+                    for source_name, number, content, parse in self._records(file, stream):
+                        last = number
                         self.accounting.read += 1
                         try:
-                            document = read()
+                            document = parse(source_name, content)
                         except InputError as error:
                             self.accounting.refuse(f"{source_name}: {error}")
                         else:
@@ -285,8 +288,8 @@ class Reader:
                     self.accounting.read += 1
                     found = "its end: it was cut short" if isinstance(error, EOFError) else "damage"
                     self.accounting.refuse(
-                        f"{file.name}: expected a whole gzip stream, found {found} (after line {number}); what follows "
-                        "is lost and not counted"
+                        f"{file.name}: expected a whole gzip stream, found {found} after line {last}: what follows it "
+                        "is lost"
                     )
                 self.digests[file.name] = tap.digest()
         except OSError as error:
@@ -299,28 +302,25 @@ class Reader:
             raise InputError("-: there is no standard input")
         return nullcontext(self._stdin if self._stdin is not None else sys.stdin.buffer)
 
-    def _records(self, file: _File, stream: BinaryIO) -> Iterator[tuple[int, str, Callable[[], Document]]]:
-        """Yield each record's line, its name, and what reads it or raises InputError."""
-        form, blank, line = file.form, b"", b""
+    def _records(self, file: _File, stream: BinaryIO) -> Iterator[tuple[str, int, bytes, _Parser]]:
+        """Yield each record's name, its line, its bytes, and what makes a document of them or raises InputError."""
+        form, blank, first = file.form, b"", b""
         if form is _Form.EITHER:
-            blank, line = _first_line(stream)
-            form = _Form.LINES if line.removeprefix(_UTF8_MARK).lstrip(_BLANK).startswith(b"{") else _Form.TEXT
+            blank, first = _first_line(stream)
+            form = _Form.LINES if first.removeprefix(_UTF8_MARK).lstrip(_BLANK).startswith(b"{") else _Form.TEXT
         if form is _Form.TEXT:
-            content = _whole(stream, blank + line)
-            if content.strip(_BLANK):
-                yield 1, file.name, lambda: _text_document(file.name, content)
+            content = _whole(stream, blank + first)
+            if not _is_blank(content, MAX_TEXT):
+                yield file.name, 1, content, _text_document
             return
-        for number, line in _lines(stream, blank.count(b"\n") + 1, line):
-            source = f"{file.name}:{number}"
+        for number, line in _lines(stream, blank.count(b"\n") + 1, first):
+            if not _is_blank(line, MAX_LINE):
+                yield f"{file.name}:{number}", number, line, self._line_document
             if number == 1 and line.startswith(_UTF16_MARKS):
-                yield number, source, lambda line=line: self._document(source, line)  # type: ignore[misc]
+                # Its line feeds are halves of characters: the file is one malformed record.
                 return
-            if number == 1:
-                line = line.removeprefix(_UTF8_MARK)
-            if line.strip(_BLANK):
-                yield number, source, lambda line=line, source=source: self._document(source, line)  # type: ignore[misc]
 
-    def _document(self, source: str, line: bytes) -> Document:
+    def _line_document(self, source: str, line: bytes) -> Document:
         if len(line) > MAX_LINE:
             raise InputError(f"expected a line of at most {MAX_LINE:,} bytes, found a longer one")
         try:
@@ -447,8 +447,8 @@ def _name(path: str) -> str:
 def _not_read(name: str, suffix: str) -> str:
     if suffix == ".json":
         return (
-            f"{name}: a .json file is not read by this version: convert it to JSON Lines (jq -c '.[]' FILE > FILE.jsonl), "
-            "or name it .jsonl if it has one object a line"
+            f"{name}: a .json file is not read by this version: convert it to JSON Lines "
+            "(jq -c '.[]' FILE > FILE.jsonl), or name it .jsonl if it has one object a line"
         )
     return f"{name}: {NOT_READ[suffix]} is not read by this version: convert it to JSON Lines (one object a line)"
 
@@ -519,8 +519,9 @@ def _lines(stream: BinaryIO, number: int, line: bytes) -> Iterator[tuple[int, by
     line = line or stream.readline(MAX_LINE + 1)
     while line:
         yield number, line
-        while len(line) > MAX_LINE and not line.endswith(b"\n"):
-            line = stream.readline(_CHUNK) and b"\n"
+        if len(line) > MAX_LINE:
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(_CHUNK)
         number += 1
         line = stream.readline(MAX_LINE + 1)
 
@@ -528,9 +529,14 @@ def _lines(stream: BinaryIO, number: int, line: bytes) -> Iterator[tuple[int, by
 def _first_line(stream: BinaryIO) -> tuple[bytes, bytes]:
     """Return the blank lines before the first other one, and it."""
     blank = bytearray()
-    while (line := stream.readline(MAX_LINE + 1)) and not line.strip(_BLANK) and len(blank) <= MAX_TEXT:
+    while (line := stream.readline(MAX_LINE + 1)) and _is_blank(line, MAX_LINE) and len(blank) <= MAX_TEXT:
         blank += line
     return bytes(blank), line
+
+
+def _is_blank(content: bytes, limit: int) -> bool:
+    """Tell whether there is nothing in *content*; what is over *limit* is not whole, so it is not known to be blank."""
+    return len(content) <= limit and not content.removeprefix(_UTF8_MARK).strip(_BLANK)
 
 
 def _whole(stream: BinaryIO, content: bytes) -> bytes:
@@ -548,7 +554,8 @@ def _decoded(data: bytes) -> str:
             "expected UTF-8, found the byte order mark of UTF-16: convert the file with iconv -f UTF-16 -t UTF-8"
         )
     try:
-        return data.decode()
+        # The mark is an editor's, not the author's; concatenated files have it on later lines too.
+        return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise InputError(f"expected UTF-8, found the byte 0x{data[error.start]:02x} at byte {error.start}") from None
 
@@ -556,8 +563,7 @@ def _decoded(data: bytes) -> str:
 def _text_document(name: str, content: bytes) -> Document:
     if len(content) > MAX_TEXT:
         raise InputError(f"expected a text of at most {MAX_TEXT:,} bytes, found a longer one: split it")
-    # The mark is the editor's and not the author's.
-    text = _decoded(content.removeprefix(_UTF8_MARK))
+    text = _decoded(content)
     if "\0" in text:
         raise InputError(f"expected text, found a NUL at character {text.index(chr(0))}: is it UTF-16, or binary?")
     texts = (Text(response=text, token_ids=None, prompts=None, role="text"),)
@@ -569,7 +575,9 @@ def _object(line: str) -> dict[str, object]:
     try:
         value = _DECODER.decode(line)
     except json.JSONDecodeError as error:
-        raise InputError(f"expected a JSON object, found none: {error.msg} at character {error.pos}") from None
+        raise InputError(
+            f"expected a JSON object, found none: {error.msg.removesuffix(' at')} at character {error.pos}"
+        ) from None
     except ValueError:
         # Python refuses an integer of more than sys.get_int_max_str_digits() digits, since its cost is quadratic.
         raise InputError("expected a JSON object, found in it an integer of thousands of digits") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
@@ -29,16 +30,14 @@ _STYLES = {Verdict.DEPENDS: "bold red", Verdict.NO_SIGN: "green", Verdict.TOO_SH
 def p_value(log10_p: float) -> str:
     """Return a p-value for reading.
 
-    >>> p_value(-19.196), p_value(-2.0), p_value(-0.05)
-    ('6.4e-20', '0.010', '0.89')
+    >>> p_value(-8127.3), p_value(-19.196), p_value(-2.0), p_value(-0.05)
+    ('5.0e-8128', '6.4e-20', '0.010', '0.89')
     """
     if log10_p > -3:
         return f"{10**log10_p:.2g}" if log10_p > -1 else f"{10**log10_p:.3f}"
-    exponent = int(-(-log10_p // 1))
-    mantissa = 10 ** (log10_p + exponent)
-    if f"{mantissa:.1f}" == "10.0":
-        mantissa, exponent = 1.0, exponent - 1
-    return f"{mantissa:.1f}e-{exponent}"
+    exponent = math.floor(log10_p)
+    mantissa = f"{10 ** (log10_p - exponent):.1f}"
+    return f"1.0e{exponent + 1}" if mantissa == "10.0" else f"{mantissa}e{exponent}"
 
 
 def _grid(*headings: str) -> Table:

@@ -52,7 +52,8 @@ def read_reference(
     order = sorted(range(len(responses)), key=lambda r: len(contexts[r]) + len(responses[r]))
     first = 0
     while first < len(order):
-        batch, width = [], 0
+        batch: list[int] = []
+        width = 0
         while first < len(order):
             wider = max(width, len(contexts[order[first]]) + len(responses[order[first]]))
             if batch and wider * (len(batch) + 1) > _POSITIONS:

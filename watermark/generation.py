@@ -64,7 +64,7 @@ def read_prompts(path: Path) -> list[str]:
             try:
                 record = json.loads(line)
                 prompt = record["prompt"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 prompt = None
             if not isinstance(prompt, str) or not prompt:
                 raise InputError(f'{path}:{number}: expected a JSON object with a text "prompt"')
@@ -100,7 +100,7 @@ def generate(
         The number of tokens made, those of an earlier part of the run included.
 
     Raises:
-        UsageError: *out* exists, or its partial file was made with other arguments.
+        UsageError: *out* exists or cannot be written, or its partial file was made with other arguments.
         TokenizerError: the scope is not for the model's tokenizer.
     """
     sampling = sampling or Sampling()
@@ -115,7 +115,11 @@ def generate(
     partial = out.with_name(out.name + ".partial")
     done, tokens = _resume(partial, prompts, made_with, sampling.batch_size)
     progress(done, tokens)
-    with open(partial, "a", encoding="utf-8") as file:
+    try:
+        file = open(partial, "a", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{partial}: cannot write the answers: {error.strerror}") from None
+    with file:
         for start in range(done, len(prompts), sampling.batch_size):
             batch = prompts[start : start + sampling.batch_size]
             answers = _answer(model, batch, green_list, sampling, number=start // sampling.batch_size)
@@ -137,6 +141,9 @@ def _made_with(model: LanguageModel, green_list: GreenList | None, sampling: Sam
         "tokenizer": model.tokenizer.digest(),
         "scope": None if scope is None else scope.name,
         "fingerprint": None if scope is None else scope.fingerprint,
+        # The fingerprint is the parameters'. These two are the key's, and public.
+        "commitment": None if scope is None else scope.commitments()[0],
+        "activation": None if scope is None or not scope.activated else scope.activation.hex(),
         "delta": None if scope is None else scope.delta,
         "min_entropy": None if green_list is None else green_list.min_entropy,
         "temperature": sampling.temperature,
@@ -161,7 +168,7 @@ def _resume(partial: Path, prompts: Sequence[str], made_with: dict[str, Any], ba
     for line in partial.read_bytes().splitlines(keepends=True):
         if not line.endswith(b"\n"):
             break
-        record = json.loads(line)
+        record = _record(line, partial)
         expected = {"prompt": prompts[len(whole)] if len(whole) < len(prompts) else None, **made_with}
         differing = sorted(key for key, value in expected.items() if record.get(key) != value)
         if differing:
@@ -174,6 +181,16 @@ def _resume(partial: Path, prompts: Sequence[str], made_with: dict[str, Any], ba
     with open(partial, "r+b") as file:
         file.truncate(sum(len(line) for line in whole[:done]))
     return done, sum(tokens[:done])
+
+
+def _record(line: bytes, partial: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+        if isinstance(record, dict) and isinstance(record["token_ids"], list):
+            return record
+    except (ValueError, KeyError, RecursionError):
+        pass
+    raise UsageError(f"{partial}: not a partial file of answers; delete it or name another file with --out")
 
 
 def _answer(
@@ -195,6 +212,7 @@ def _answer(
         from watermark.engines.transformers import GreenListLogitsProcessor
 
         processors.append(GreenListLogitsProcessor(green_list, prompt_length=width, temperature=sampling.temperature))
+    vocabulary = model.tokenizer.vocabulary_size
     how: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
         how = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
@@ -206,6 +224,8 @@ def _answer(
             max_new_tokens=sampling.max_tokens,
             eos_token_id=list(model.end_ids) or None,
             pad_token_id=padding,
+            # A model's output may be wider than its tokenizer, and such an id stands for no text.
+            suppress_tokens=list(range(vocabulary, model.width)) or None,
             logits_processor=processors,
             **how,
         )

@@ -11,19 +11,21 @@ import base64
 import importlib.util
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-from watermark.errors import MissingExtraError, TokenizerError
+from watermark.errors import MissingExtraError, TokenizerError, printable
 
-__all__ = ["GgufVocabulary", "read_vocabulary", "shipped_smollm2_gguf", "write_ranks"]
+__all__ = ["GgufVocabulary", "byte_characters", "read_vocabulary", "shipped_smollm2_gguf", "write_ranks"]
 
 #: Pre-tokenizers by the name that the file gives: those whose pattern was checked against llama.cpp.
 PATTERNS = {
     "smollm": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",
 }
 
-#: llama.cpp's token type of an ordinary token.
-_NORMAL = 1
+#: llama.cpp's types of ordinary and of special tokens.
+_NORMAL, _CONTROL = 1, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,30 +63,55 @@ def read_vocabulary(path: Path) -> GgufVocabulary:
     try:
         from gguf import GGUFReader
     except ImportError:
-        raise MissingExtraError("reading a .gguf file needs gguf: pip install 'taggant[hf]'") from None
+        raise MissingExtraError(
+            "reading a .gguf file needs gguf: pip install gguf (or, with all that a model needs, 'taggant[hf]')"
+        ) from None
     try:
         fields = GGUFReader(path).fields
-        model, pre, tokens, types = (
-            fields[f"tokenizer.ggml.{name}"].contents() for name in ("model", "pre", "tokens", "token_type")
+        model, pre, tokens, types, merges = (
+            _values(fields[f"tokenizer.ggml.{name}"]) for name in ("model", "pre", "tokens", "token_type", "merges")
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise TokenizerError(f"{path}: not a GGUF file with a tokenizer ({type(error).__name__})") from None
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+        raise TokenizerError(f"{path}: not a GGUF file with a byte-pair tokenizer ({reason})") from None
+    (model,), (pre,) = model, pre
     if model != "gpt2" or pre not in PATTERNS:
         raise TokenizerError(
-            f"{path}: its tokenizer is {model}/{pre}, and of GGUF files only gpt2/{'|'.join(PATTERNS)} was checked: "
-            "name the model's tokenizer.json with --tokenizer"
+            f"{path}: its tokenizer is {printable(model)}/{printable(pre)}, and of GGUF files only "
+            f"gpt2/{'|'.join(PATTERNS)} was checked: name the model's tokenizer.json with --tokenizer"
         )
     byte_of = {character: byte for byte, character in enumerate(byte_characters())}
     ranks: dict[bytes, int] = {}
     special: dict[str, int] = {}
+    if len(tokens) != len(types):
+        raise TokenizerError(f"{path}: malformed: it has {len(tokens)} tokens and {len(types)} token types")
     for i, (token, kind) in enumerate(zip(tokens, types, strict=True)):
         if kind == _NORMAL:
+            if not byte_of.keys() >= set(token):
+                raise TokenizerError(f"{path}: malformed: token {i} is not in the byte map of its tokenizer, gpt2")
             ranks[bytes(byte_of[character] for character in token)] = i
-        else:
+        elif kind == _CONTROL:
             special[token] = i
+        else:
+            raise TokenizerError(f"{path}: token {i} has type {kind}, and only types 1 and 3 were checked")
+    # Byte-pair encoding applies the earliest merge first and tiktoken the one whose result has the smallest rank.
+    id_of = {token: i for i, token in enumerate(tokens)}
+    results = [id_of.get(merge.replace(" ", ""), -1) for merge in merges]
+    if any(earlier >= later for earlier, later in pairwise([-1, *results])):
+        raise TokenizerError(
+            f"{path}: its ids do not increase with its merges: name the model's tokenizer.json instead"
+        )
     absent = [bytes([byte]) for byte in range(256) if bytes([byte]) not in ranks]
     ranks.update({byte: len(tokens) + number for number, byte in enumerate(absent)})
     return GgufVocabulary(ranks=ranks, special_tokens=special, vocabulary_size=len(tokens), pattern=PATTERNS[pre])
+
+
+def _values(field: Any) -> list[Any]:
+    """Return a metadata field's strings or numbers (`contents()` of newer releases of gguf, for all of them)."""
+    parts = (field.parts[i] for i in field.data)
+    if field.types[-1].name == "STRING":
+        return [bytes(part).decode("utf-8") for part in parts]
+    return [part[0].item() for part in parts]
 
 
 def byte_characters() -> list[str]:
@@ -107,5 +134,6 @@ def write_ranks(path: Path, out: Path) -> None:
         "pattern": vocabulary.pattern,
         "vocabulary_size": vocabulary.vocabulary_size,
         "special_tokens": vocabulary.special_tokens,
+        "dropped_ids": [rank for _, rank in ordered if rank >= vocabulary.vocabulary_size],
     }
-    out.with_suffix(".json").write_text(json.dumps(sidecar, indent=1) + "\n", encoding="utf-8")
+    out.with_suffix(".json").write_bytes(json.dumps(sidecar, indent=1).encode() + b"\n")

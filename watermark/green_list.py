@@ -19,9 +19,12 @@ import numpy.typing as npt
 from watermark import kernels
 from watermark.errors import UsageError
 from watermark.keys import CODE_BITS, ScopeKeys
-from watermark.prf import key_words
+from watermark.prf import LANES, key_words
 
 __all__ = ["GreenList", "before_temperature"]
+
+#: Accounts whose code words a `GreenList` keeps at once (4 KiB each); a server may see millions.
+_KEPT_CODE_WORDS = 4096
 
 
 def before_temperature(temperature: float) -> float:
@@ -59,6 +62,8 @@ class GreenList:
         self._bounds = scope.params.bounds()
         self._fleet_lanes = scope.params.fleet_lanes
         self._special = np.array(scope.params.special_ids, dtype=np.int64)
+        code_words = np.array(key_words(scope.code_key().reveal()), dtype=np.uint64)
+        self._position_words = np.tile(code_words, (LANES, 1))
         self._code_words: dict[str, npt.NDArray[np.bool_]] = {}
 
     def __repr__(self) -> str:
@@ -86,13 +91,14 @@ class GreenList:
         Raises:
             ValueError: a shape or dtype is not as above.
         """
-        self._check(logits, windows)
+        self._check(logits, windows, marked, accounts)
         rows, vocabulary = logits.shape
+        windows = np.array(windows, order="C")  # The kernels take neither a slice of columns nor a read-only view.
         additions = np.broadcast_to(np.float32(self.delta) * np.asarray(strength, dtype=np.float32), (rows,)).copy()
         if marked is not None:
             additions[~marked] = 0.0
         if self.min_entropy > 0:
-            additions[entropy_bits(logits) < self.min_entropy] = 0.0
+            additions[~(entropy_bits(logits) >= self.min_entropy)] = 0.0  # A row with NaN is left alone too.
         lanes = kernels.lanes(windows)
         complemented = self._account_rows(windows, lanes, accounts, additions)
         if not additions.any():
@@ -117,7 +123,8 @@ class GreenList:
         for b, ids in enumerate(responses):
             if len(ids) >= h:
                 windows[b] = ids[len(ids) - h :]
-                whole[b] = not np.isin(windows[b], self._special).any()
+                whole[b] = True
+        whole &= ~np.isin(windows, self._special).any(axis=1)
         return windows, whole
 
     def _account_rows(
@@ -136,7 +143,7 @@ class GreenList:
             additions[in_account_lane] = 0.0
             return complemented
         positions = self._code_positions(windows)
-        for b in in_account_lane:
+        for b in in_account_lane.tolist():
             account = accounts[b]
             if account is None:
                 additions[b] = 0.0
@@ -145,31 +152,49 @@ class GreenList:
         return complemented
 
     def _code_positions(self, windows: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
-        words = np.broadcast_to(np.array(key_words(self.scope.code_key().reveal()), dtype=np.uint64), (64, 2))
-        hashes = kernels.seeds(np.ascontiguousarray(words), windows, np.zeros(len(windows), dtype=np.uint8))
+        hashes = kernels.seeds(self._position_words, windows, np.zeros(len(windows), dtype=np.uint8))
         return (hashes % np.uint64(CODE_BITS)).astype(np.int64)
 
     def _code_word(self, account: str) -> npt.NDArray[np.bool_]:
         word = self._code_words.get(account)
         if word is None:
+            if len(self._code_words) >= _KEPT_CODE_WORDS:
+                self._code_words.clear()
             word = self._code_words[account] = self.scope.code_word(account)
         return word
 
-    def _check(self, logits: npt.NDArray[np.float32], windows: npt.NDArray[np.uint32]) -> None:
-        if logits.dtype != np.float32 or logits.ndim != 2 or not logits.flags.c_contiguous:
-            raise ValueError(f"logits: expected contiguous float32 (B, V), got {logits.dtype} of {logits.shape}")
+    def _check(
+        self,
+        logits: npt.NDArray[np.float32],
+        windows: npt.NDArray[np.uint32],
+        marked: npt.NDArray[np.bool_] | None,
+        accounts: Sequence[str | None] | None,
+    ) -> None:
+        if logits.dtype != np.float32 or logits.ndim != 2 or not logits.flags.carray:
+            raise ValueError(
+                f"logits: expected writable, contiguous float32 (B, V), got {logits.dtype} of {logits.shape}"
+            )
         if windows.dtype != np.uint32 or windows.shape != (logits.shape[0], self.window):
             raise ValueError(
                 f"windows: expected uint32 of shape {(logits.shape[0], self.window)}, "
                 f"got {windows.dtype} of {windows.shape}"
             )
+        rows = logits.shape[0]
+        if marked is not None and (marked.dtype != np.bool_ or marked.shape != (rows,)):
+            raise ValueError(f"marked: expected bool of shape {(rows,)}, got {marked.dtype} of {marked.shape}")
+        if accounts is not None and len(accounts) != rows:
+            raise ValueError(f"accounts: expected one a row, {rows}, got {len(accounts)}")
 
 
 def entropy_bits(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Return the Shannon entropy of each row's softmax, in bits: float32 (B, V) to float64 (B,)."""
-    z = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    weights = np.exp(z)
-    total = weights.sum(axis=1)
-    # A masked logit has weight 0 and would give 0 * -inf.
-    mean = np.where(weights > 0, weights * np.where(np.isfinite(z), z, 0.0), 0.0).sum(axis=1) / total
+    """Return the Shannon entropy of each row's softmax, in bits: float32 (B, V) to float64 (B,).
+
+    NaN where a row has no softmax: it is masked as a whole, or holds NaN or +inf.
+    """
+    with np.errstate(invalid="ignore"):
+        z = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+        weights = np.exp(z)
+        total = weights.sum(axis=1)
+        # A masked logit has weight 0 and would give 0 * -inf.
+        mean = np.where(weights > 0, weights * np.where(np.isfinite(z), z, 0.0), 0.0).sum(axis=1) / total
     return np.asarray((np.log(total) - mean) / np.log(2.0))

@@ -73,7 +73,7 @@ _LANE_MASK = np.uint64(63)
 
 
 @_inline
-def _round(v0, v1, v2, v3):  # type: ignore[no-untyped-def]
+def _round(v0, v1, v2, v3):
     v0 += v1
     v2 += v3
     v1 = ((v1 << _13) | (v1 >> _51)) ^ v0
@@ -88,7 +88,7 @@ def _round(v0, v1, v2, v3):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _sip(k0, k1, ids, start, h):  # type: ignore[no-untyped-def]
+def _sip(k0, k1, ids, start, h):
     """SipHash-2-4 of the h ids that begin at ids[start]."""
     v0 = k0 ^ _SIP_0
     v1 = k1 ^ _SIP_1
@@ -116,7 +116,7 @@ def _sip(k0, k1, ids, start, h):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _mix(seed, token):  # type: ignore[no-untyped-def]
+def _mix(seed, token):
     """SplitMix64's output for state `seed` at index `token`."""
     z = seed + (_U(token) + _ONE) * _GOLDEN
     z = (z ^ (z >> _30)) * _MIX_1

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
 from watermark.errors import KeyringError, UsageError, printable
@@ -33,6 +34,7 @@ __all__ = ["SCHEMA", "Event", "Keyring", "Scope", "create_key_file", "public_vie
 SCHEMA: Final = "taggant/keyring/1"
 
 _PREFIX: Final = "taggant_sk1_"
+_TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?Z")
 _STATES: Final = ("pending", "active", "retired", "revealed", "compromised", "destroyed")
 
 
@@ -79,13 +81,13 @@ class Keyring:
     @classmethod
     def create(cls, scope: str, *, params: Params, delta: float, root: Secret | None = None) -> Keyring:
         """Draw a new root (or take *root*, 32 bytes) and put one active scope under it."""
-        if not 0 <= delta <= 50:
-            raise UsageError(f"delta: expected 0 to 50 logits, got {delta}")
         if root is None:
             root = Secret(secrets.token_bytes(32))
         if len(root) != 32:
             raise KeyringError(f"root: expected exactly 32 bytes, got {len(root)}")
-        first = Scope(name=check_scope_name(scope), params=params, delta=delta, history=(Event.now("active"),))
+        first = Scope(
+            name=check_scope_name(scope), params=params, delta=_checked(delta), history=(Event.now("active"),)
+        )
         return cls(root=root, scopes=(first,))
 
     def scope(self, name: str | None = None) -> ScopeKeys:
@@ -142,12 +144,15 @@ class Keyring:
             raise KeyringError(f"{path}: exists; a key file is never overwritten. Choose another name") from None
         except OSError as error:
             raise KeyringError(f"{path}: cannot create the key file: {error.strerror}") from None
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            os.fchmod(descriptor, mode)  # The umask may have taken bits away; it must not have the say here.
-            json.dump(_to_json(self), file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(descriptor)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                os.fchmod(descriptor, mode)  # The umask may have taken bits away; it must not have the say here.
+                file.write(json.dumps(_to_json(self), indent=1) + "\n")
+                file.flush()
+                os.fsync(descriptor)
+        except OSError as error:
+            path.unlink(missing_ok=True)  # It is this call's own: O_EXCL made it.
+            raise KeyringError(f"{path}: cannot write the key file: {error.strerror}") from None
 
     @classmethod
     def load(cls, path: Path) -> Keyring:
@@ -173,7 +178,9 @@ class Keyring:
             # The cause is not shown: a JSON error can quote the line that it is about.
             raise KeyringError(f"{path}: not a key file of this version (expected schema {SCHEMA!r})") from None
         if not keyring.published and mode & 0o077:
-            raise KeyringError(f"{path}: others can read this key file (mode {mode:04o}). Mend it: chmod 600 {path}")
+            raise KeyringError(
+                f"{path}: others can read this key file (mode {mode:04o}). Mend it: chmod 600 {quote(str(path))}"
+            )
         return keyring
 
 
@@ -209,11 +216,14 @@ def create_key_file(
     root = None
     if root_file is not None:
         try:
-            root = Secret(root_file.read_bytes())
+            with open(root_file, "rb") as file:
+                root = Secret(file.read(33))  # One more than there may be; /dev/urandom has no end.
         except OSError as error:
             raise KeyringError(f"{root_file}: cannot read the root: {error.strerror}") from None
         if len(root) != 32:
-            raise KeyringError(f"{root_file}: expected exactly 32 raw bytes, got {len(root)}")
+            raise KeyringError(
+                f"{root_file}: expected exactly 32 raw bytes, got {'more' if len(root) > 32 else len(root)}"
+            )
     special_ids = {*tokenizer.special_ids, *(tokenizer.special_id(name) for name in special)}
     params = Params(
         tokenizer=tokenizer.digest(),
@@ -247,6 +257,12 @@ def public_view(keyring: Keyring) -> dict[str, Any]:
     return {"schema": "taggant/commitments/1", "published": keyring.published, "scopes": scopes}
 
 
+def _checked(delta: float) -> float:
+    if isinstance(delta, bool) or not 0 <= delta <= 50:
+        raise UsageError(f"delta: expected 0 to 50 logits, got {delta}")
+    return float(delta)
+
+
 def _checksum(root: bytes) -> str:
     return hashlib.sha256(_PREFIX.encode() + root).hexdigest()[:8]
 
@@ -275,7 +291,9 @@ def _to_json(keyring: Keyring) -> dict[str, object]:
 
 def _from_json(data: Mapping[str, Any]) -> Keyring:
     if data["schema"] != SCHEMA:
-        raise KeyringError(f"schema {printable(data['schema'])!r}: this version reads {SCHEMA!r}")
+        # Only what is surely a schema's name is shown: nothing else of a key file goes into a message.
+        named = re.fullmatch(r"taggant/[a-z]{1,16}/[0-9]{1,4}", str(data["schema"]))
+        raise KeyringError(f"schema {named[0] if named else 'unknown'!r}: this version reads {SCHEMA!r}")
     if data.get("published") is True:
         root = bytes.fromhex(data["published_root"])
     else:
@@ -295,13 +313,21 @@ def _from_json(data: Mapping[str, Any]) -> Keyring:
 def _scope(entry: Mapping[str, Any]) -> Scope:
     params = dict(entry["params"])
     params["special_ids"] = tuple(params["special_ids"])
+    integers = [params[name] for name in ("window", "fleet_k", "account_k", "account_lanes")]
+    if any(type(value) is not int for value in (*integers, *params["special_ids"])):
+        raise KeyringError("a scope's parameters are integers")
     history = tuple(Event(event["state"], event["time"]) for event in entry["history"])
     if any(event.state not in _STATES for event in history):
         raise KeyringError(f"scope states are {', '.join(_STATES)}")
+    if any(not _TIME.fullmatch(event.time) for event in history):
+        raise KeyringError("a scope's times are RFC 3339 in UTC")
+    activation = NO_ACTIVATION if entry["activation"] is None else bytes.fromhex(entry["activation"])
+    if len(activation) != 32:
+        raise KeyringError("a scope's activation is 32 bytes")
     return Scope(
         name=check_scope_name(entry["name"]),
         params=Params(**params),
-        delta=float(entry["delta"]),
-        activation=NO_ACTIVATION if entry["activation"] is None else bytes.fromhex(entry["activation"]),
+        delta=_checked(entry["delta"]),
+        activation=activation,
         history=history,
     )

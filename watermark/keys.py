@@ -165,16 +165,18 @@ class Params:
         """Return the RFC 8785 JSON of the parameters."""
         import rfc8785
 
-        return rfc8785.dumps(
-            {
-                "suite": self.suite,
-                "window": self.window,
-                "fleet_k": self.fleet_k,
-                "account_k": self.account_k,
-                "account_lanes": self.account_lanes,
-                "tokenizer": self.tokenizer,
-                "special_ids": list(self.special_ids),
-            }
+        return bytes(
+            rfc8785.dumps(
+                {
+                    "suite": self.suite,
+                    "window": self.window,
+                    "fleet_k": self.fleet_k,
+                    "account_k": self.account_k,
+                    "account_lanes": self.account_lanes,
+                    "tokenizer": self.tokenizer,
+                    "special_ids": list(self.special_ids),
+                }
+            )
         )
 
     def fingerprint(self) -> str:

@@ -6,8 +6,10 @@ A model is named by a local folder, a hub name, a ``.gguf`` file, or ``smollm2``
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,11 @@ class LanguageModel:
     """The ids of a user's message in the model's chat format, up to where the answer begins."""
     end_ids: tuple[int, ...]
     """Ids that end an answer."""
+
+    @property
+    def width(self) -> int:
+        """How many logits the model puts out: the tokenizer's vocabulary, or more (padding)."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
 
     @property
     def device(self) -> torch.device:
@@ -64,7 +71,9 @@ def load_model(name: str, *, tokenizer: str | None = None) -> LanguageModel:
     folder, options = _where(name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **options)
+        # Reading a GGUF file draws a progress bar on standard error that no option of transformers switches off.
+        with redirect_stderr(io.StringIO()):
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **options)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
@@ -72,14 +81,14 @@ def load_model(name: str, *, tokenizer: str | None = None) -> LanguageModel:
         ) from None
     model.to(device).eval()
     chosen = load(tokenizer or _own_tokenizer(name, folder))
-    width = model.get_output_embeddings().weight.shape[0]
-    if chosen.vocabulary_size > width:
-        raise TokenizerError(
-            f"tokenizer {chosen.name} has {chosen.vocabulary_size} ids and model {printable(name)} only {width}: "
-            "name the model's own with --tokenizer"
-        )
     prompt_ids, end_ids = _chat_format(folder, chosen, model)
-    return LanguageModel(name=name, model=model, tokenizer=chosen, prompt_ids=prompt_ids, end_ids=end_ids)
+    loaded = LanguageModel(name=name, model=model, tokenizer=chosen, prompt_ids=prompt_ids, end_ids=end_ids)
+    if chosen.vocabulary_size > loaded.width:
+        raise TokenizerError(
+            f"tokenizer {chosen.name} has {chosen.vocabulary_size} ids and model {printable(name)} only "
+            f"{loaded.width}: name the model's own with --tokenizer"
+        )
+    return loaded
 
 
 def _where(name: str) -> tuple[str, dict[str, str]]:

@@ -105,7 +105,7 @@ def siphash24(key: bytes, windows: Windows) -> Words:
     v2 = v2 ^ np.uint64(0xFF)
     for _ in range(4):
         v0, v1, v2, v3 = _sip_round(v0, v1, v2, v3)
-    return v0 ^ v1 ^ v2 ^ v3
+    return np.asarray(v0 ^ v1 ^ v2 ^ v3)
 
 
 def split_mix(seeds: Words, tokens: npt.NDArray[np.uint32]) -> Words:

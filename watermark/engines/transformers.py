@@ -6,15 +6,11 @@ top-p filters (transformers issue 34630), hence `before_temperature`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import torch
 from transformers import LogitsProcessor
 
 from watermark.green_list import GreenList, before_temperature
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["GreenListLogitsProcessor"]
 
@@ -34,15 +30,14 @@ class GreenListLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         self.strength = before_temperature(temperature)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Return *scores*, (B, V) float32 on the CPU, with delta added to each row's green tokens."""
-        responses = input_ids[:, self.prompt_length :].cpu().numpy().astype(np.uint32)
+        """Return *scores*, (B, V), with delta added to each row's green tokens; *scores* itself stays as it is.
+
+        The bias is added in float32 on the CPU; the result has the device and the dtype of *scores*.
+        """
+        start = max(self.prompt_length, input_ids.shape[1] - self.green_list.window)
+        responses = input_ids[:, start:].cpu().numpy().astype(np.uint32)
         windows, marked = self.green_list.windows_of(list(responses))
-        logits = np.ascontiguousarray(scores.float().cpu().numpy())
+        # A copy, since `generate` hands the same tensor out as the raw logits (output_logits=True).
+        logits = np.array(scores.detach().float().cpu().numpy(), order="C")
         self.green_list.bias(logits, windows, marked=marked, strength=self.strength)
-        return scores.new_tensor(logits) if scores.device.type != "cpu" else _from_numpy(logits)
-
-
-def _from_numpy(logits: np.ndarray) -> torch.FloatTensor:
-    import torch
-
-    return torch.from_numpy(logits)
+        return torch.from_numpy(logits).to(device=scores.device, dtype=scores.dtype)

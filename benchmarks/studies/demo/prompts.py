@@ -1,6 +1,6 @@
 """Write the demo's prompts: 480 for training and 480 for the suspects, on disjoint topics.
 
-    python benchmarks/studies/demo/prompts.py OUT_DIR
+python benchmarks/studies/demo/prompts.py OUT_DIR
 """
 
 from __future__ import annotations

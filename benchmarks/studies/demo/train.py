@@ -83,7 +83,9 @@ def main() -> None:
             optimizer.zero_grad()
             step += 1
             if step % 10 == 0 or step == steps:
-                print(f"epoch {epoch} step {step}/{steps} loss {loss.item():.3f} {time.time() - start:.0f} s", flush=True)
+                print(
+                    f"epoch {epoch} step {step}/{steps} loss {loss.item():.3f} {time.time() - start:.0f} s", flush=True
+                )
     save(model.merge_and_unload(), config, arguments.out)
 
 

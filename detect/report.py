@@ -1,0 +1,470 @@
+"""The demo's story as one HTML file that needs nothing else: no script, no font, no picture, no network.
+
+The page carries a Content-Security-Policy that allows its one style sheet, by hash, and nothing more.
+Matplotlib writes ``style`` attributes and style sheets, which such a policy forbids: they are turned into
+presentation attributes, and each colour gets a class beside it, so that the page's sheet can give the
+plots other colours in the dark.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module, metadata, resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+import numpy as np
+import numpy.typing as npt
+
+from detect.corpus import Corpus
+from detect.count import CountTest
+from detect.demo import Demo, Suspect
+from detect.distillation import ModelResult
+from detect.result_tables import p_value
+from detect.verdict import DOES_NOT_SAY, Verdict
+from detect.warning import Warned
+from watermark import __version__
+from watermark.errors import MissingExtraError, UsageError, printable
+from watermark.prf import LANES
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+__all__ = ["write_report"]
+
+Zs = npt.NDArray[np.float64]
+
+#: One for each lane's seed and one for the accounts' (DESIGN 2).
+_COMMITMENTS = LANES + 1
+
+_MINUS = "\N{MINUS SIGN}"
+
+#: What is printed of a string that came from an input.
+_MAX_SHOWN = 2000
+
+#: Colours of the plots, each with the class under which the page's style sheet changes it in the dark.
+_INK, _QUIET, _STUDENT, _TWIN, _DECOY = "#1a1d21", "#5a646f", "#0b5cad", "#a84300", "#b3bcc6"
+_CLASSES = {_INK: "ink", _QUIET: "quiet", _STUDENT: "student", _TWIN: "twin", _DECOY: "decoy"}
+
+#: Width and height of a plot in inches of 72 units: small, so that its letters stay legible on a telephone.
+_GROWTH_SIZE, _HISTOGRAM_SIZE = (6.6, 3.9), (5.0, 3.2)
+
+#: Warnings that the page spells out among the demo's limits.
+_SPELLED_OUT = (Warned.NOT_ACTIVATED, Warned.PUBLISHED)
+
+_COMMANDS = (
+    "taggant demo --out report",
+    "taggant detect text examples/teacher.jsonl --keyring examples/keyring.json",
+    "taggant detect model examples/student.jsonl --keyring examples/keyring.json "
+    "--reference examples/student-reference.npz",
+    "taggant detect model examples/clean-twin.jsonl --keyring examples/keyring.json "
+    "--reference examples/clean-twin-reference.npz",
+)
+
+_LIBRARIES = ("numpy", "scipy", "numba", "tiktoken", "matplotlib", "jinja2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """One test in the table of all figures."""
+
+    test: str
+    pairs: int
+    green: int
+    expected: float
+    z: float
+    log10_p: float
+    saddlepoint: float | None = None
+    decoy_rank: int | None = None
+    decoys: int = 0
+    tau: tuple[float, float, float] | None = None
+    """The estimate and the ends of its interval."""
+
+    @property
+    def share(self) -> float:
+        return self.green / self.pairs if self.pairs else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Story:
+    """One suspect as the page shows it."""
+
+    key: str
+    """"student" or "clean_twin"."""
+    colour: str
+    suspect: Suspect
+    decoy_z: Zs
+
+    @property
+    def name(self) -> str:
+        return self.key.replace("_", " ")
+
+    @property
+    def result(self) -> ModelResult:
+        return self.suspect.result
+
+    @property
+    def main(self) -> _Row:
+        """The test that the verdict rests on."""
+        return _model_rows(self.result)[-1]
+
+
+def write_report(demo: Demo, out: Path, *, decoy_z: Mapping[str, Zs] | None = None) -> Path:
+    """Write the demo's story to ``out/report.html``, whole or not at all.
+
+    The same demo gives the same bytes on the same machine: the page holds no time and no path.
+
+    Args:
+        demo: what was found.
+        out: the folder; it is made if it does not exist.
+        decoy_z: the decoys' z by the centred test, (decoys,) each, under "student" and "clean_twin"; without
+            it those that *demo* holds. A suspect without any gets no histogram.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        MissingExtraError: jinja2 or matplotlib is not installed.
+        UsageError: the file cannot be written there.
+        TaggantError: the records do not add up.
+    """
+    for library in ("jinja2", "matplotlib"):
+        try:
+            import_module(library)
+        except ImportError:
+            raise MissingExtraError(f"the report needs {library}: pip install 'taggant[report]'") from None
+    page = _page(demo, decoy_z).encode("utf-8")
+    path = out / "report.html"
+    partial = path.with_name(path.name + ".partial")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(page)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{printable(path)}: the report cannot be written there ({error.strerror}). Name a folder that you can "
+            "write to"
+        ) from None
+    return path
+
+
+def _page(demo: Demo, decoy_z: Mapping[str, Zs] | None) -> str:
+    """Return the page."""
+    import jinja2
+    from markupsafe import Markup
+
+    for corpus in (demo.teacher_corpus, demo.student.corpus, demo.clean_twin.corpus):
+        corpus.accounting.check()
+    stories = [
+        _story("student", _STUDENT, demo.student, decoy_z),
+        _story("clean_twin", _TWIN, demo.clean_twin, decoy_z),
+    ]
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # Whatever is printed is made printable first, so that no string of a record can be forgotten.
+        finalize=lambda value: value if isinstance(value, Markup) else printable(value, _MAX_SHOWN),
+    )
+    environment.filters.update(
+        sha256=lambda text: base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode(),
+        typeset=_typeset,
+        log10=math.log10,
+        whole=lambda number: f"{number:,}",
+        fixed=lambda number, digits: f"{number:.{digits}f}".replace("-", _MINUS),
+    )
+    template = resources.files("detect").joinpath("report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        demo=demo,
+        marked=sum(document.verdict is Verdict.DEPENDS for document in demo.teacher.documents),
+        stories=stories,
+        groups=_groups(demo, stories),
+        growth=_growth_svg(stories),
+        histograms=[(story, _histogram_svg(story, stories)) for story in stories if _has_histogram(story)],
+        corpora=_corpora(demo),
+        files=_files(demo),
+        warned=_warned(demo),
+        commitments=_COMMITMENTS,
+        does_not_say=DOES_NOT_SAY,
+        commands=_COMMANDS,
+        versions=[
+            ("taggant", __version__),
+            ("Python", platform.python_version()),
+            *((library, metadata.version(library)) for library in _LIBRARIES),
+        ],
+    )
+
+
+def _story(key: str, colour: str, suspect: Suspect, decoy_z: Mapping[str, Zs] | None) -> _Story:
+    centred = suspect.result.centred
+    none = np.zeros(0)
+    if decoy_z is not None:
+        zs = decoy_z.get(key, none)
+    else:
+        zs = none if centred is None else centred.decoy_z
+    return _Story(key=key, colour=colour, suspect=suspect, decoy_z=zs)
+
+
+def _groups(demo: Demo, stories: Sequence[_Story]) -> list[tuple[str, list[_Row]]]:
+    """Return the table of all figures: whose text, and its tests."""
+    teacher = _count_row(demo.teacher.pooled, gamma_256=demo.teacher.gamma_256)
+    return [("teacher", [teacher]), *((story.name, _model_rows(story.result)) for story in stories)]
+
+
+def _count_row(count: CountTest, *, gamma_256: int) -> _Row:
+    gamma = gamma_256 / 256
+    sd = math.sqrt(count.pairs * gamma * (1 - gamma))
+    return _Row(
+        test="count",
+        pairs=count.pairs,
+        green=count.green,
+        expected=gamma,
+        z=(count.green - gamma * count.pairs) / sd if sd else 0.0,
+        log10_p=count.log10_p,
+        decoy_rank=count.decoy_rank,
+        decoys=count.decoys,
+    )
+
+
+def _model_rows(result: ModelResult) -> list[_Row]:
+    """Return a suspect's tests, the main one last."""
+    rows = [_count_row(result.count, gamma_256=result.gamma_256)]
+    centred = result.centred
+    if centred is not None:
+        tau = None
+        if centred.tau is not None and centred.tau_low is not None and centred.tau_high is not None:
+            tau = (centred.tau, centred.tau_low, centred.tau_high)
+        rows.append(
+            _Row(
+                test="centred",
+                pairs=centred.pairs,
+                green=centred.green,
+                expected=result.gamma_256 / 256,
+                z=centred.z,
+                log10_p=centred.log10_p,
+                saddlepoint=centred.log10_p_saddlepoint,
+                decoy_rank=centred.decoy_rank,
+                decoys=centred.decoys,
+                tau=tau,
+            )
+        )
+    return rows
+
+
+def _corpora(demo: Demo) -> list[tuple[str, Corpus, int]]:
+    """Return each input's name, texts, and positions left out for the prompts."""
+    return [
+        ("teacher", demo.teacher_corpus, demo.teacher.left_out_prompt),
+        ("student", demo.student.corpus, demo.student.result.left_out_prompt),
+        ("clean twin", demo.clean_twin.corpus, demo.clean_twin.result.left_out_prompt),
+    ]
+
+
+def _files(demo: Demo) -> list[tuple[str, str]]:
+    """Return the inputs' names, without the folders of whoever ran it, and their digests."""
+    return [(Path(name).name, digest) for _, corpus, _ in _corpora(demo) for name, digest in corpus.digests.items()]
+
+
+def _warned(demo: Demo) -> list[tuple[str, list[str]]]:
+    """Return each warning that is not spelled out anyway, with whose text it is about."""
+    about: dict[str, list[str]] = {}
+    for name, warnings in (
+        ("teacher", demo.teacher_warnings),
+        ("student", demo.student.warnings),
+        ("clean twin", demo.clean_twin.warnings),
+    ):
+        for warning in (w for w in warnings if w not in _SPELLED_OUT):
+            about.setdefault(warning.value, []).append(name)
+    return list(about.items())
+
+
+def _typeset(log10_p: float) -> Markup:
+    """Return a p-value, or a level, with its power of ten raised, rounded as in the terminal."""
+    from markupsafe import Markup
+
+    mantissa, raised, exponent = p_value(log10_p).partition("e-")
+    if not raised:
+        return Markup("{}").format(mantissa)
+    power = Markup("10<sup>{}{}</sup>").format(_MINUS, exponent)
+    return power if mantissa == "1.0" else Markup("{}&nbsp;&times;&nbsp;{}").format(mantissa, power)
+
+
+def _growth_svg(stories: Sequence[_Story]) -> Markup | None:
+    """Plot -log10 p against tokens, or return None where no prefix was tested."""
+    if not any(story.suspect.growth for story in stories):
+        return None
+    log10_level = math.log10(stories[0].result.level)
+
+    def draw(axes: Any) -> None:
+        for story in stories:
+            points = story.suspect.growth
+            tokens = [point.tokens for point in points]
+            for test, dash, log10_ps in (
+                ("centred test", "o-", [point.centred_log10_p for point in points]),
+                ("count test", "s:", [point.count_log10_p for point in points]),
+            ):
+                axes.plot(tokens, [-p for p in log10_ps], dash, color=story.colour, label=f"{story.name}, {test}")
+        axes.axhline(-log10_level, color=_INK, linestyle="--", linewidth=1)
+        at = (0.0, -log10_level)
+        label = f"level {_raised(log10_level)}"
+        axes.annotate(label, at, (4, 4), xycoords=axes.get_yaxis_transform(), textcoords="offset points", color=_INK)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_xlabel("tokens of the suspect")
+        axes.set_ylabel(f"{_MINUS}log₁₀ p")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+
+    ends = "; ".join(
+        f"{story.name} at {points[-1].tokens:,} tokens: centred {-points[-1].centred_log10_p:.1f}, "
+        f"count {-points[-1].count_log10_p:.1f}"
+        for story in stories
+        if (points := story.suspect.growth)
+    )
+    label = f"Line chart of minus log10 p against tokens, with the level at {-log10_level:g}. {ends}."
+    return _svg("growth", label, _GROWTH_SIZE, draw)
+
+
+def _has_histogram(story: _Story) -> bool:
+    return story.result.centred is not None and len(story.decoy_z) > 0
+
+
+def _histogram_svg(story: _Story, stories: Sequence[_Story]) -> Markup:
+    """Plot the decoys' z with the real key's, on the axis that all suspects share."""
+    reals = [s.result.centred.z for s in stories if s.result.centred is not None]
+    everything = np.concatenate([*(s.decoy_z for s in stories), reals, [-4.0, 4.0]])
+    low, high = math.floor(everything.min()), math.ceil(everything.max()) + 1
+    counts, edges = np.histogram(story.decoy_z, bins=np.arange(low, high + 0.25, max(0.25, (high - low) / 200)))
+    real = story.main.z
+
+    def draw(axes: Any) -> None:
+        axes.stairs(counts, edges, fill=True, color=_DECOY)
+        top = 1.3 * counts.max()
+        axes.vlines(real, 0, 0.9 * top, color=story.colour, linewidth=2)
+        to_the_left = real > (low + high) / 2
+        axes.annotate(
+            f"the real key: z = {real:.1f}".replace("-", _MINUS),
+            (real, 0.9 * top),
+            (4 if to_the_left else -4, 4),
+            textcoords="offset points",
+            horizontalalignment="right" if to_the_left else "left",
+            color=story.colour,
+            fontweight="bold",
+        )
+        axes.set_xlim(low, high)
+        axes.set_ylim(0, top)
+        axes.set_xlabel("z of the centred test")
+        axes.set_ylabel("decoy keys")
+
+    label = (
+        f"Histogram for the {story.name}: z of {len(story.decoy_z):,} decoy keys from {story.decoy_z.min():.1f} to "
+        f"{story.decoy_z.max():.1f}, and the real key's at {real:.1f}."
+    )
+    return _svg(f"decoys-{story.key.replace('_', '-')}", label, _HISTOGRAM_SIZE, draw)
+
+
+def _raised(log10: float) -> str:
+    """Return a power of ten for a plot, where there is no markup."""
+    if not log10.is_integer():
+        return f"{10**log10:g}"
+    return "10" + f"{log10:.0f}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def _svg(name: str, label: str, size: tuple[float, float], draw: Any) -> Markup:
+    """Draw one plot and return it as an element that a page under a strict policy shows.
+
+    Args:
+        name: prefix of every id in it, so that no two plots of a page share one.
+        label: what it shows, for those who do not see it.
+        size: width and height in inches.
+        draw: draws into the axes that it is given.
+    """
+    import matplotlib
+    from markupsafe import Markup
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    settings = {
+        # Letters stay letters: found, read aloud, and set in the reader's own font.
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.size": 11,
+        "lines.linewidth": 1.8,
+        "lines.markersize": 4,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "savefig.facecolor": "none",
+        "text.color": _INK,
+        **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _QUIET),
+    }
+    drawn = io.BytesIO()
+    # The reader's own matplotlibrc would change the picture: start from the defaults, and put it back after.
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(settings)
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure.subplots())
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    root = ElementTree.fromstring(drawn.getvalue())  # noqa: S314 - matplotlib wrote it, a line above
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if _local(child.tag) in ("metadata", "style"):
+                parent.remove(child)
+    for element in root.iter():
+        _make_inline(element, name)
+    root.attrib = {
+        "viewBox": root.attrib["viewBox"],
+        "role": "img",
+        "aria-label": label,
+        # What matplotlib's own style sheet says.
+        "stroke-linejoin": "round",
+        "stroke-linecap": "butt",
+    }
+    return Markup(ElementTree.tostring(root, encoding="unicode"))  # noqa: S704 - ElementTree has escaped it
+
+
+def _local(name: str) -> str:
+    """Return a name without its namespace, which HTML neither needs nor understands."""
+    return name.rpartition("}")[2]
+
+
+def _make_inline(element: ElementTree.Element, name: str) -> None:
+    """Rename an SVG element's ids, and turn its style into presentation attributes and classes."""
+    element.tag = _local(element.tag)
+    attributes = {_local(key): value for key, value in element.attrib.items()}
+    for declaration in filter(None, map(str.strip, attributes.pop("style", "").split(";"))):
+        key, _, value = map(str.strip, declaration.partition(":"))
+        if key == "font":
+            # Matplotlib before 3.9 writes the shorthand, which is no presentation attribute.
+            if size := re.search(r"[\d.]+px", value):
+                attributes["font-size"] = size[0]
+            if re.search(r"\b(bold|[6-9]00)\b", value):
+                attributes["font-weight"] = "bold"
+        elif key != "font-family":
+            attributes[key] = value
+    classes = [f"{key}-{_CLASSES[value]}" for key, value in attributes.items() if value in _CLASSES]
+    if classes:
+        attributes["class"] = " ".join(classes)
+    if "id" in attributes:
+        attributes["id"] = f"{name}-{attributes['id']}"
+    if "href" in attributes:
+        attributes["href"] = attributes["href"].replace("#", f"#{name}-")
+    if "clip-path" in attributes:
+        attributes["clip-path"] = attributes["clip-path"].replace("url(#", f"url(#{name}-")
+    element.attrib = attributes

@@ -1,0 +1,351 @@
+"""The tally's compiled kernels: which positions are in, and which distinct windows and pairs they hold.
+
+They call one another and nothing of another file, for the reason given in `watermark.kernels`. Nothing
+here knows a key: tables are probed by a mix of the ids themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+
+from watermark.kernels import kernel
+
+__all__ = ["MIN_MASS", "UNIT", "add_reference", "index_pairs", "index_windows", "leave_out", "whole_windows"]
+
+#: Reference mass is an integer in units of 2^-32, so that sums of it don't depend on order.
+UNIT = 2**32
+
+#: A reference's mass is kept for tokens to which it gives at least this probability, and for the token
+#: said. That is about 4.5 rows a said pair and 99% of the z of keeping everything (DESIGN 5).
+MIN_MASS = 0.02
+
+#: Positions whose table rows are fetched together.
+_BLOCK = 32
+
+Ids = npt.NDArray[np.uint32]
+Counts = npt.NDArray[np.int64]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _inline(function: F) -> F:
+    return cast("F", nb.njit(function, nogil=True, inline="always", error_model="numpy"))
+
+
+_U = np.uint64
+_C1 = np.uint64(0x9E3779B97F4A7C15)
+_29, _32, _ONE = np.uint64(29), np.uint64(32), np.uint64(1)
+
+
+@_inline
+def _name(ids, end, h):
+    """A nonzero 64-bit name of the window before position `end`: exact for h <= 2, else a hash (no key, no secret)."""
+    if h == 1:
+        return _U(ids[end - 1]) + _ONE
+    if h == 2:
+        # ids are below 2^32 - 1 wherever a vocabulary is: the sum cannot wrap to 0 (`Params` and `tally_of` see to it).
+        return ((_U(ids[end - 2]) << _32) | _U(ids[end - 1])) + _ONE
+    x = _U(h)
+    for i in range(end - h, end):
+        x = (x ^ _U(ids[i])) * _C1
+        x ^= x >> _29
+    return x | _ONE
+
+
+@_inline
+def _equal(a, i, b, j, h):
+    """Whether the windows before a[i] and before b[j], which have one name, are the same."""
+    if h > 2:
+        for d in range(1, h + 1):
+            if a[i - d] != b[j - d]:
+                return False
+    return True
+
+
+@_inline
+def _slot(name, mask):
+    """Where in a table of mask + 1 slots to look first."""
+    return np.int64((((name ^ (name >> _29)) * _C1) >> _29) & _U(mask))
+
+
+@_inline
+def _is_special(special, v):
+    """Whether `v` is among the sorted special ids."""
+    if special.shape[0] == 0 or v < special[0] or v > special[-1]:
+        return False
+    return special[np.searchsorted(special, v)] == v
+
+
+@kernel
+def whole_windows(ids: Ids, starts: Counts, special: Ids, h: int) -> npt.NDArray[np.bool_]:
+    """Mark the positions whose token is not special and whose window lies wholly inside one segment."""
+    valid = np.zeros(ids.shape[0], np.bool_)
+    for r in range(starts.shape[0] - 1):
+        run = 0
+        for i in range(starts[r], starts[r + 1]):
+            if _is_special(special, ids[i]):
+                run = 0
+            else:
+                valid[i] = run >= h
+                run += 1
+    return valid
+
+
+@kernel
+def leave_out(
+    ids: Ids,
+    starts: Counts,
+    valid: npt.NDArray[np.bool_],
+    prompt_ids: Ids,
+    piece_starts: Counts,
+    groups: Counts,
+    h: int,
+) -> None:
+    """Unmark the positions of record r whose window occurs inside one of the pieces groups[r] .. groups[r + 1]."""
+    longest = 1
+    for r in range(starts.shape[0] - 1):
+        longest = max(longest, piece_starts[groups[r + 1]] - piece_starts[groups[r]])
+    capacity = 1
+    while capacity < 2 * longest:
+        capacity *= 2
+    names = np.zeros(capacity, np.uint64)
+    ends = np.zeros(capacity, np.int64)
+    for r in range(starts.shape[0] - 1):
+        length = piece_starts[groups[r + 1]] - piece_starts[groups[r]]
+        size = 1
+        while size < 2 * length:
+            size *= 2
+        names[:size] = _U(0)
+        mask = size - 1
+        for piece in range(groups[r], groups[r + 1]):
+            # A window ends before `end`; the piece's last h ids are one too.
+            for end in range(piece_starts[piece] + h, piece_starts[piece + 1] + 1):
+                name = _name(prompt_ids, end, h)
+                s = _slot(name, mask)
+                while names[s] != _U(0) and not (names[s] == name and _equal(prompt_ids, ends[s], prompt_ids, end, h)):
+                    s = (s + 1) & mask
+                names[s] = name
+                ends[s] = end
+        for i in range(starts[r], starts[r + 1]):
+            if valid[i]:
+                name = _name(ids, i, h)
+                s = _slot(name, mask)
+                while names[s] != _U(0) and not (names[s] == name and _equal(prompt_ids, ends[s], ids, i, h)):
+                    s = (s + 1) & mask
+                if names[s] != _U(0):
+                    valid[i] = False
+
+
+@_inline
+def _find(table, name, mask):
+    """The slot of `name` in a table of rows (name, index), or the empty slot where it belongs."""
+    s = _slot(name, mask)
+    while table[s, 0] != name and table[s, 0] != _U(0):
+        s = (s + 1) & mask
+    return s
+
+
+@_inline
+def _doubled(table):
+    """A table of twice the size with the same rows. Rows of one name (hashes of two windows) stay apart."""
+    larger = np.zeros((2 * table.shape[0], 2), np.uint64)
+    mask = larger.shape[0] - 1
+    for i in range(table.shape[0]):
+        if table[i, 0] != _U(0):
+            s = _slot(table[i, 0], mask)
+            while larger[s, 0] != _U(0):
+                s = (s + 1) & mask
+            larger[s, 0] = table[i, 0]
+            larger[s, 1] = table[i, 1]
+    return larger
+
+
+@_inline
+def _extended(values, new):
+    """The values at the front of a longer array."""
+    new[: values.shape[0]] = values
+    return new
+
+
+@_inline
+def _room(positions):
+    """How many distinct things to make room for at first: tables double as they fill."""
+    room = 1 << 10
+    while room < positions // 8:
+        room *= 2
+    return room
+
+
+@_inline
+def _touch(table, names, count, mask):
+    """Read the first slot of each name, so that the searches after it find their rows in the cache.
+
+    The tables are larger than the cache. Independent reads overlap; a search alone waits for memory.
+    """
+    sink = _U(0)
+    for j in range(count):
+        sink ^= table[_slot(names[j], mask), 0]
+    return sink
+
+
+@kernel
+def index_windows(ids: Ids, valid: npt.NDArray[np.bool_], h: int) -> tuple[npt.NDArray[np.int32], Counts]:
+    """Number the distinct windows: each valid position's window (-1 elsewhere), and where each window first ends."""
+    n = ids.shape[0]
+    of_position = np.full(n, -1, np.int32)
+    room = _room(n)
+    table = np.zeros((2 * room, 2), np.uint64)
+    first = np.empty(room, np.int64)
+    count = 0
+    sink = _U(0)
+    names = np.empty(_BLOCK, np.uint64)
+    places = np.empty(_BLOCK, np.int64)
+    i = 0
+    while i < n:
+        filled = 0
+        while i < n and filled < _BLOCK:
+            if valid[i]:
+                names[filled] = _name(ids, i, h)
+                places[filled] = i
+                filled += 1
+            i += 1
+        if count + filled > first.shape[0]:
+            first = _extended(first, np.empty(2 * first.shape[0], np.int64))
+            table = _doubled(table)
+        mask = table.shape[0] - 1
+        sink ^= _touch(table, names, filled, mask)
+        for j in range(filled):
+            s = _find(table, names[j], mask)
+            while table[s, 0] != _U(0) and not (
+                table[s, 0] == names[j] and _equal(ids, first[np.int64(table[s, 1])], ids, places[j], h)
+            ):
+                s = (s + 1) & mask
+            if table[s, 0] == _U(0):
+                table[s, 0] = names[j]
+                table[s, 1] = _U(count)
+                first[count] = places[j]
+                count += 1
+            of_position[places[j]] = np.int32(table[s, 1])
+    if sink == _ONE and n < 0:
+        first[0] = 0  # Never: keeps the compiler from leaving the reads of _touch out.
+    return of_position, first[:count].copy()
+
+
+@kernel
+def index_pairs(
+    ids: Ids, window_of: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64], Counts]:
+    """Number the distinct pairs said.
+
+    Each position's pair (-1 where it has no window), each pair's key (window + 1) << 32 | token, and how often
+    it is said.
+    """
+    n = ids.shape[0]
+    of_position = np.full(n, -1, np.int32)
+    room = _room(n)
+    table = np.zeros((2 * room, 2), np.uint64)
+    keys = np.empty(room, np.uint64)
+    said = np.zeros(room, np.int64)
+    count = 0
+    sink = _U(0)
+    names = np.empty(_BLOCK, np.uint64)
+    places = np.empty(_BLOCK, np.int64)
+    i = 0
+    while i < n:
+        filled = 0
+        while i < n and filled < _BLOCK:
+            if window_of[i] >= 0:
+                names[filled] = (_U(window_of[i] + 1) << _32) | _U(ids[i])
+                places[filled] = i
+                filled += 1
+            i += 1
+        if count + filled > keys.shape[0]:
+            keys = _extended(keys, np.empty(2 * keys.shape[0], np.uint64))
+            said = _extended(said, np.zeros(2 * said.shape[0], np.int64))
+            table = _doubled(table)
+        mask = table.shape[0] - 1
+        sink ^= _touch(table, names, filled, mask)
+        for j in range(filled):
+            s = _find(table, names[j], mask)
+            if table[s, 0] == _U(0):
+                table[s, 0] = names[j]
+                table[s, 1] = _U(count)
+                keys[count] = names[j]
+                count += 1
+            pair = np.int64(table[s, 1])
+            said[pair] += 1
+            of_position[places[j]] = pair
+    if sink == _ONE and n < 0:
+        keys[0] = _U(0)  # Never: see above.
+    return of_position, keys[:count].copy(), said[:count].copy()
+
+
+@kernel
+def add_reference(
+    ids: Ids,
+    window_of: npt.NDArray[np.int32],
+    windows: int,
+    said_keys: npt.NDArray[np.uint64],
+    special: Ids,
+    top_ids: Ids,
+    top_p: npt.NDArray[np.float32],
+    said_p: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.uint64], Counts, Counts]:
+    """Add a reference's mass.
+
+    The keys of all pairs (those said first, in their order), each one's mass, and each window's information, the
+    sum over its positions of 1 - sum p^2; both in units of 2^-32.
+    """
+    room = _room(8 * said_keys.shape[0])
+    table = np.zeros((2 * room, 2), np.uint64)
+    keys = np.empty(room, np.uint64)
+    mass = np.zeros(room, np.int64)
+    information = np.zeros(windows, np.int64)
+    count = 0
+    top = top_ids.shape[1]
+    for key in said_keys:
+        s = _find(table, key, table.shape[0] - 1)
+        table[s, 0] = key
+        table[s, 1] = _U(count)
+        keys[count] = key
+        count += 1
+    for i in range(ids.shape[0]):
+        w = window_of[i]
+        if w < 0:
+            continue
+        if count + top + 1 > keys.shape[0]:
+            keys = _extended(keys, np.empty(2 * keys.shape[0] + top, np.uint64))
+            mass = _extended(mass, np.zeros(2 * mass.shape[0] + top, np.int64))
+            while table.shape[0] < 2 * keys.shape[0]:
+                table = _doubled(table)
+        mask = table.shape[0] - 1
+        squares = 0.0
+        listed = False
+        for t in range(top + 1):
+            if t < top:
+                v = top_ids[i, t]
+                p = np.float64(top_p[i, t])
+                squares += p * p
+                if v == ids[i]:
+                    listed = True
+                elif p < MIN_MASS or _is_special(special, v):
+                    continue
+            elif listed:
+                break
+            else:
+                v = ids[i]
+                p = np.float64(said_p[i])
+            key = (_U(w + 1) << _32) | _U(v)
+            s = _find(table, key, mask)
+            if table[s, 0] == _U(0):
+                table[s, 0] = key
+                table[s, 1] = _U(count)
+                keys[count] = key
+                count += 1
+            mass[np.int64(table[s, 1])] += np.int64(p * UNIT)
+        information[w] += np.int64(max(0.0, 1.0 - squares) * UNIT)
+    return keys[:count].copy(), mass[:count].copy(), information
