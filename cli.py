@@ -6,13 +6,15 @@ changes the code only with ``--exit-code``.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -30,7 +32,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 keys = typer.Typer(help="Make and show key files.", no_args_is_help=True, rich_markup_mode=None)
 detect = typer.Typer(help="Test texts and models for a key's mark.", no_args_is_help=True, rich_markup_mode=None)
@@ -49,7 +51,7 @@ class Prompts(StrEnum):
 Inputs = Annotated[
     list[str],
     typer.Argument(
-        metavar="INPUT...", help="JSON Lines or text, also .gz; files, folders, globs, or - for standard input."
+        metavar="INPUT", help="JSON Lines or text, also .gz; files, folders, globs, or - for standard input."
     ),
 ]
 KeyringOption = Annotated[
@@ -76,13 +78,28 @@ PromptsOption = Annotated[
         "to hold no marked text, or those of every record's since they are known to hold it."
     ),
 ]
-LevelOption = Annotated[float, typer.Option(help="Level of the verdict.")]
+
+
+def _probability(level: float) -> float:
+    if not 0 < level < 1:
+        raise typer.BadParameter(f"expected a probability between 0 and 1, got {level:g}")
+    return level
+
+
+LevelOption = Annotated[
+    float, typer.Option(callback=_probability, help="Level of the verdict: what p is held against.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 MaxMalformedOption = Annotated[int, typer.Option(min=0, help="Malformed records that are tolerated (and counted).")]
 RetokenizeOption = Annotated[bool, typer.Option(help="Tokenise the text even where a record has token ids.")]
 ExitCodeOption = Annotated[
     int | None, typer.Option(min=8, max=125, help="Exit with this code if the verdict is a finding.")
 ]
+PromptFieldOption = Annotated[str, typer.Option(metavar="NAME", help="Field of a record: what was asked.")]
+ResponseFieldOption = Annotated[str, typer.Option(metavar="NAME", help="Field of a record: what was answered.")]
+TextFieldOption = Annotated[str, typer.Option(metavar="NAME", help="Field of a record: a text by itself.")]
+MessagesFieldOption = Annotated[str, typer.Option(metavar="NAME", help="Field of a record: a conversation.")]
+IdsFieldOption = Annotated[str, typer.Option(metavar="NAME", help="Field of a record: the token ids answered.")]
 ReferenceOption = Annotated[
     str | None,
     typer.Option(
@@ -262,6 +279,11 @@ def detect_text(
     level: LevelOption = 1e-6,
     max_malformed: MaxMalformedOption = 0,
     retokenize: RetokenizeOption = False,
+    prompt_field: PromptFieldOption = "prompt",
+    response_field: ResponseFieldOption = "response",
+    text_field: TextFieldOption = "text",
+    messages_field: MessagesFieldOption = "messages",
+    ids_field: IdsFieldOption = "token_ids",
     exit_code: ExitCodeOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -274,10 +296,14 @@ def detect_text(
 
     scopes = _scopes(keyring, scope)
     if len(scopes) != 1:
-        raise UsageError(f"detect text tests one scope, and {len(scopes)} were given: name one with --scope")
+        raise UsageError(
+            f"detect text tests one scope, and {len(scopes)} were given: give one key file, and name the scope "
+            "with --scope"
+        )
     source, keys_of = scopes[0]
     chosen = _tokenizer_of(tokenizer, [keys_of])
-    corpus = _corpus(inputs, chosen, keys_of, max_malformed=max_malformed, retokenize=retokenize)
+    fields = _Fields(prompt_field, response_field, text_field, messages_field, ids_field)
+    corpus = _corpus(inputs, chosen, keys_of, fields=fields, max_malformed=max_malformed, retokenize=retokenize)
     result = run(corpus, keys_of, policy=PromptPolicy(prompts.value), level=level)
     warned = warnings_of(corpus, keys_of, source)
     if json:
@@ -310,6 +336,11 @@ def detect_model(
     level: LevelOption = 1e-6,
     max_malformed: MaxMalformedOption = 0,
     retokenize: RetokenizeOption = False,
+    prompt_field: PromptFieldOption = "prompt",
+    response_field: ResponseFieldOption = "response",
+    text_field: TextFieldOption = "text",
+    messages_field: MessagesFieldOption = "messages",
+    ids_field: IdsFieldOption = "token_ids",
     exit_code: ExitCodeOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -319,10 +350,15 @@ def detect_model(
     from detect.verdict import Verdict
     from detect.warning import warnings_of, warnings_of_model
 
+    _check_reference(reference, reference_model, save_reference)
     scopes = _scopes(keyring, scope)
     chosen = _tokenizer_of(tokenizer, [keys_of for _, keys_of in scopes])
-    corpus = _corpus(inputs, chosen, scopes[0][1], max_malformed=max_malformed, retokenize=retokenize)
-    probabilities = _reference(reference, reference_model, save_reference, corpus, chosen, scopes[0][1], top=top)
+    fields = _Fields(prompt_field, response_field, text_field, messages_field, ids_field)
+    first = scopes[0][1]
+    corpus = _corpus(inputs, chosen, first, fields=fields, max_malformed=max_malformed, retokenize=retokenize)
+    probabilities = _reference(
+        reference, reference_model, save_reference, corpus, chosen, first, fields=fields, top=top
+    )
     with _busy(f"testing under the key and {decoys:,} decoys"):
         results = run(
             corpus,
@@ -364,6 +400,12 @@ def calibrate(
     reference_model: ReferenceModelOption = None,
     prompts: PromptsOption = Prompts.own,
     max_malformed: MaxMalformedOption = 0,
+    retokenize: RetokenizeOption = False,
+    prompt_field: PromptFieldOption = "prompt",
+    response_field: ResponseFieldOption = "response",
+    text_field: TextFieldOption = "text",
+    messages_field: MessagesFieldOption = "messages",
+    ids_field: IdsFieldOption = "token_ids",
     json: JsonOption = False,
 ) -> None:
     """Measure how often the tests call unmarked text marked, over many random keys, beside the nominal rate."""
@@ -371,6 +413,7 @@ def calibrate(
     from detect.tally import PromptPolicy
     from watermark.keys import Params
 
+    _check_reference(reference, reference_model, None)
     chosen = _tokenizer(tokenizer)
     params = Params(
         tokenizer=chosen.digest(),
@@ -379,8 +422,9 @@ def calibrate(
         fleet_k=fleet_k,
         account_lanes=0,
     )
-    corpus = _corpus(inputs, chosen, params, max_malformed=max_malformed, retokenize=False)
-    probabilities = _reference(reference, reference_model, None, corpus, chosen, params, top=32)
+    fields = _Fields(prompt_field, response_field, text_field, messages_field, ids_field)
+    corpus = _corpus(inputs, chosen, params, fields=fields, max_malformed=max_malformed, retokenize=retokenize)
+    probabilities = _reference(reference, reference_model, None, corpus, chosen, params, fields=fields, top=32)
     with _progress("keys", count) as advance:
         result = run(
             corpus,
@@ -394,11 +438,11 @@ def calibrate(
     if json:
         from detect.result_json import calibration_json
 
-        _print_json(calibration_json(result, corpus))
+        _print_json(calibration_json(result, corpus, tokenizer=chosen.digest()))
     else:
         from detect.result_tables import calibration_table
 
-        _show(calibration_table(result))
+        _show(calibration_table(result, corpus))
 
 
 def _scopes(keyrings: list[Path], names: list[str] | None) -> list[tuple[Keyring, ScopeKeys]]:
@@ -415,7 +459,10 @@ def _scopes(keyrings: list[Path], names: list[str] | None) -> list[tuple[Keyring
 
         missing = sorted(set(names) - {keys_of.name for _, keys_of in found})
         if missing:
-            raise UsageError(f"no scope {printable(', '.join(missing))} in the key files given")
+            there = sorted({scope.name for path in keyrings for scope in Keyring.load(path).scopes})
+            raise UsageError(
+                f"no scope {printable(', '.join(missing))} in the key files given: they have {', '.join(there)}"
+            )
     return found
 
 
@@ -432,11 +479,31 @@ def _tokenizer_of(name: str | None, scopes: list[ScopeKeys]) -> Tokenizer:
     return load_for([(keys_of.name, keys_of.params.tokenizer) for keys_of in scopes], spec=name)
 
 
-def _corpus(inputs: list[str], tokenizer: Tokenizer, scope: Any, *, max_malformed: int, retokenize: bool) -> Corpus:
+class _Fields(NamedTuple):
+    """Names of the fields of a record."""
+
+    prompt: str
+    response: str
+    text: str
+    messages: str
+    ids: str
+
+
+def _corpus(
+    inputs: list[str], tokenizer: Tokenizer, scope: Any, *, fields: _Fields, max_malformed: int, retokenize: bool
+) -> Corpus:
     from detect.corpus import read_corpus
     from detect.records import Reader
 
-    reader = Reader(inputs, max_malformed=max_malformed)
+    reader = Reader(
+        inputs,
+        prompt_field=fields.prompt,
+        response_field=fields.response,
+        text_field=fields.text,
+        messages_field=fields.messages,
+        ids_field=fields.ids,
+        max_malformed=max_malformed,
+    )
     params = getattr(scope, "params", scope)
 
     def shown(documents: Iterable[Any]) -> Iterator[Any]:
@@ -448,6 +515,22 @@ def _corpus(inputs: list[str], tokenizer: Tokenizer, scope: Any, *, max_malforme
     return read_corpus(reader, tokenizer, params=params, retokenize=retokenize, progress=shown)
 
 
+def _check_reference(file: str | None, model: str | None, save: Path | None) -> None:
+    """Refuse reference options that cannot work, before anything is read or computed."""
+    from watermark.errors import UsageError, printable
+
+    if file is not None and model is not None:
+        raise UsageError("--reference and --reference-model exclude each other: one reference is used, leave one out")
+    if save is None:
+        return
+    if model is None:
+        raise UsageError("--save-reference keeps what --reference-model computes: name a model with it")
+    if save.suffix != ".npz":
+        raise UsageError(f"--save-reference: expected a name that ends in .npz, got {printable(save)}")
+    if not save.absolute().parent.is_dir():
+        raise UsageError(f"--save-reference: no folder {printable(save.absolute().parent)} to write in: make it first")
+
+
 def _reference(
     file: str | None,
     model: str | None,
@@ -456,15 +539,10 @@ def _reference(
     tokenizer: Tokenizer,
     scope: Any,
     *,
+    fields: _Fields,
     top: int,
 ) -> Any:
     """Return the reference that the options name, or None."""
-    from watermark.errors import UsageError
-
-    if file is not None and model is not None:
-        raise UsageError("--reference and --reference-model exclude each other: one reference is used")
-    if save is not None and model is None:
-        raise UsageError("--save-reference keeps what --reference-model computes: name a model")
     params = getattr(scope, "params", scope)
     if model is not None:
         with _busy(f"loading {model}"):
@@ -488,7 +566,14 @@ def _reference(
         return Reference.load(Path(file))
     from detect.reference import reference_from_outputs
 
-    clean = _corpus([file], tokenizer, scope, max_malformed=0, retokenize=False)
+    clean = _corpus([file], tokenizer, scope, fields=fields, max_malformed=0, retokenize=False)
+    if getattr(scope, "fingerprint", None) in clean.fingerprints:
+        from watermark.errors import ReferenceMismatchError
+
+        raise ReferenceMismatchError(
+            f"reference {file}: its records say that they were marked under scope {scope.name}'s parameters. A "
+            "reference must know nothing of the key: take outputs of a model that never saw the mark"
+        )
     return reference_from_outputs(
         corpus.responses, clean.responses, window=params.window, tokenizer=tokenizer.digest(), name=file
     )
@@ -551,45 +636,85 @@ def _show(renderable: Any) -> None:
     console.print(renderable)
 
 
+def _fail(message: str, exit_code: int) -> NoReturn:
+    """Leave with one line on standard error, in which no input can hide a line feed or a control character."""
+    sys.stderr.write(f"taggant: {message}\n")
+    raise SystemExit(exit_code) from None
+
+
 def main() -> None:
     """Run the command; every error that is meant is one line on standard error and an exit code."""
-    import detect as analysis
-    import watermark as serving
+    try:
+        import detect as analysis
+        import watermark as serving
 
-    if getattr(serving, "TAGGANT", None) != "taggant" or getattr(analysis, "TAGGANT", None) != "taggant":
-        sys.stderr.write(
-            "taggant: another package named 'watermark' or 'detect' lies over Taggant's (PyPI's `watermark` is one): "
-            "install taggant in an environment of its own\n"
+        ours = {getattr(package, "TAGGANT", None) for package in (analysis, serving)} == {"taggant"}
+    except ImportError:
+        ours = False
+    if not ours:
+        _fail(
+            "another package named 'watermark' or 'detect' lies over Taggant's (PyPI's `watermark` is one): install "
+            "taggant in an environment of its own",
+            2,
         )
-        raise SystemExit(2)
-    from watermark.errors import TaggantError
+    from watermark.errors import TaggantError, printable
 
     # The progress bars of libraries (transformers' GGUF reader for one) would write over ours.
     os.environ.setdefault("TQDM_DISABLE", "1")
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A terminal that cannot show a character is no reason to lose a result.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    # What typer raises for a wrong option is a class of click's, or of its own copy of click in later versions.
+    mistake: Any = typer.BadParameter.__bases__[0]
     try:
-        app()
+        code = app(prog_name="taggant", standalone_mode=False)
     except TaggantError as error:
-        sys.stderr.write(f"taggant: {error}\n")
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("taggant: interrupted\n")
-        raise SystemExit(130) from None
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
-    except Exception as error:
-        if os.environ.get("TAGGANT_DEBUG"):
+        _fail(printable(error, 4000), error.exit_code)
+    except mistake as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            sys.stderr.write(f"{error.format_message()}\n")
+            raise SystemExit(2) from None
+        said = str(error.format_message()).rstrip(".?")
+        command = error.ctx.command_path if error.ctx else "taggant"
+        _fail(f"{printable(said[:1].lower() + said[1:], 1000)} ({command} --help shows what it takes)", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except SystemExit as stop:
+        # typer and rich leave with 1 when whoever read standard output has read enough.
+        if not isinstance(stop.__context__, BrokenPipeError):
             raise
-        # The message of an unexpected error may quote data; its type and place are enough for a report.
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "?"
-        sys.stderr.write(
-            f"taggant: internal error: {type(error).__name__} at {place}. This is a bug: please report it "
-            "(TAGGANT_DEBUG=1 shows the traceback, which may hold input text)\n"
-        )
-        raise SystemExit(1) from None
+        _silence_stdout()
+        code = 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            _internal(error)
+        _silence_stdout()
+        _fail(f"cannot write: {error.strerror}. Make room and run it again", 1)
+    except Exception as error:
+        _internal(error)
+    if code == 130:
+        _fail("interrupted", 130)
+    raise SystemExit(code)
+
+
+def _silence_stdout() -> None:
+    """Keep Python from writing what is left to a standard output that takes no more, and from complaining of it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _internal(error: Exception) -> NoReturn:
+    if os.environ.get("TAGGANT_DEBUG"):
+        raise error
+    # The message of an unexpected error may quote data; its type and place are enough for a report.
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "?"
+    _fail(
+        f"internal error: {type(error).__name__} at {place}. This is a bug: please report it (TAGGANT_DEBUG=1 shows "
+        "the traceback, which may hold input text)",
+        1,
+    )
 
 
 if __name__ == "__main__":

@@ -69,7 +69,8 @@ def read_corpus(
     """Read and tokenise everything that *reader* yields.
 
     A record's token ids are used where it has them and they are of the scope's tokenizer (or say nothing
-    of it); otherwise its text is tokenised.
+    of it); otherwise its text is tokenised. A record with an id outside the vocabulary, or with ids of another
+    tokenizer and no text beside them, is malformed.
 
     Args:
         reader: the inputs.
@@ -79,7 +80,7 @@ def read_corpus(
         progress: wraps the documents, e.g. in a progress bar.
 
     Raises:
-        InputError: an id outside the vocabulary, or ids of another tokenizer with no text beside them.
+        InputError: more is malformed than *reader* allows.
     """
     responses: list[Ids] = []
     prompts: list[list[Ids]] = []
@@ -90,7 +91,12 @@ def read_corpus(
     without_prompt = from_ids = 0
     cache: dict[str, Ids] = {}
     for document in progress(reader):
-        encoded = [_ids(text, document, tokenizer, retokenize=retokenize) for text in document.texts]
+        try:
+            encoded = [_ids(text, document, tokenizer, retokenize=retokenize) for text in document.texts]
+        except InputError as error:
+            # Counted like what the reader refuses, which raises at the end if there is more of it than allowed.
+            reader.accounting.refuse(f"{document.source}: {error}")
+            continue
         if not encoded:
             reader.accounting.exclude("no answer in it")
             continue
@@ -130,15 +136,15 @@ def _ids(text: Text, document: Document, tokenizer: Tokenizer, *, retokenize: bo
     if logged is not None and same and not (retokenize and text.response is not None):
         if logged.size and int(logged.max()) >= tokenizer.vocabulary_size:
             raise InputError(
-                f"{document.source}: token id {int(logged.max())} is outside the vocabulary of {tokenizer.name} "
-                f"({tokenizer.vocabulary_size} ids): the ids are of another tokenizer. Name it with --tokenizer, or "
-                "leave the ids out and keep the text"
+                f"expected token ids under {tokenizer.vocabulary_size}, the vocabulary of {tokenizer.name}, found "
+                f"{int(logged.max())}: they are of another tokenizer. Name it with --tokenizer, or have the text "
+                "tokenised with --retokenize"
             )
         return logged, True
     if text.response is None:
         raise InputError(
-            f"{document.source}: its token ids are of another tokenizer than {tokenizer.name} and it has no text "
-            "to tokenise. Add the text, or name the tokenizer with --tokenizer"
+            f"expected token ids of {tokenizer.name}, found those of another tokenizer, and no text to tokenise: "
+            "add the text, or name the tokenizer with --tokenizer"
         )
     return tokenizer.encode(text.response), False
 

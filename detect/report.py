@@ -56,7 +56,7 @@ _INK, _QUIET, _STUDENT, _TWIN, _DECOY = "#1a1d21", "#5a646f", "#0b5cad", "#a8430
 _CLASSES = {_INK: "ink", _QUIET: "quiet", _STUDENT: "student", _TWIN: "twin", _DECOY: "decoy"}
 
 #: Width and height of a plot in inches of 72 units: small, so that its letters stay legible on a telephone.
-_GROWTH_SIZE, _HISTOGRAM_SIZE = (6.6, 3.9), (5.0, 3.2)
+_GROWTH_SIZE, _HISTOGRAM_SIZE = (5.6, 3.7), (5.0, 3.2)
 
 #: Warnings that the page spells out among the demo's limits.
 _SPELLED_OUT = (Warned.NOT_ACTIVATED, Warned.PUBLISHED)
@@ -313,10 +313,11 @@ def _growth_svg(stories: Sequence[_Story]) -> Markup | None:
             points = story.suspect.growth
             tokens = [point.tokens for point in points]
             for test, dash, log10_ps in (
-                ("centred test", "o-", [point.centred_log10_p for point in points]),
-                ("count test", "s:", [point.count_log10_p for point in points]),
+                ("centred", "o-", [point.centred_log10_p for point in points]),
+                ("count", "s:", [point.count_log10_p for point in points]),
             ):
-                axes.plot(tokens, [-p for p in log10_ps], dash, color=story.colour, label=f"{story.name}, {test}")
+                evidence = [-log10_p for log10_p in log10_ps]
+                axes.plot(tokens, evidence, dash, color=story.colour, clip_on=False, label=f"{story.name}, {test}")
         axes.axhline(-log10_level, color=_INK, linestyle="--", linewidth=1)
         at = (0.0, -log10_level)
         label = f"level {_raised(log10_level)}"

@@ -84,14 +84,14 @@ def text_json(result: TextResult, corpus: Corpus, warned: Sequence[Warned], *, t
     }
 
 
-def calibration_json(result: CalibrationResult, corpus: Corpus) -> JsonObject:
+def calibration_json(result: CalibrationResult, corpus: Corpus, *, tokenizer: str) -> JsonObject:
     """Return what `calibrate` prints."""
     fields = asdict(result)
     fields["rates"] = {
         test: [{**asdict(rate), "rate": rate.rate, "within": rate.within} for rate in rates]
         for test, rates in result.rates.items()
     }
-    return {**_head("calibrate"), **fields, **_inputs(corpus)}
+    return {**_head("calibrate"), **fields, "tokenizer": tokenizer, **_inputs(corpus)}
 
 
 def demo_json(demo: Demo) -> JsonObject:

@@ -24,20 +24,26 @@ __all__ = ["calibration_table", "demo_story", "model_tables", "text_tables"]
 #: Documents listed one by one; with more, the most significant are.
 _LISTED = 20
 
+#: Malformed records, where some are tolerated, that are told one by one.
+_PROBLEMS = 3
+
 _STYLES = {Verdict.DEPENDS: "bold red", Verdict.NO_SIGN: "green", Verdict.TOO_SHORT: "yellow"}
 
 
 def p_value(log10_p: float) -> str:
-    """Return a p-value for reading.
+    """Return a p-value for reading, two digits, rounded up: what is printed is never below what was computed.
 
     >>> p_value(-8127.3), p_value(-19.196), p_value(-2.0), p_value(-0.05)
-    ('5.0e-8128', '6.4e-20', '0.010', '0.89')
+    ('5.1e-8128', '6.4e-20', '0.010', '0.90')
     """
-    if log10_p > -3:
-        return f"{10**log10_p:.2g}" if log10_p > -1 else f"{10**log10_p:.3f}"
     exponent = math.floor(log10_p)
-    mantissa = f"{10 ** (log10_p - exponent):.1f}"
-    return f"1.0e{exponent + 1}" if mantissa == "10.0" else f"{mantissa}e{exponent}"
+    # The small allowance keeps 10^-2 from becoming 0.011 for the last bit of a logarithm.
+    digits = math.ceil(10 ** (log10_p - exponent + 1) - 1e-6)
+    if digits == 100:
+        digits, exponent = 10, exponent + 1
+    if exponent < -3:
+        return f"{digits / 10:.1f}e{exponent}"
+    return f"{digits * 10.0 ** (exponent - 1):.{1 - exponent}f}"
 
 
 def _grid(*headings: str) -> Table:
@@ -53,7 +59,12 @@ def _accounting(accounting: Accounting) -> Text:
     parts.append(f"{excluded:,} excluded")
     parts.append(f"{accounting.malformed:,} malformed")
     reasons = "; ".join(f"{count:,} {reason}" for reason, count in accounting.excluded.items())
-    return Text(", ".join(parts) + (f" ({reasons})" if reasons else ""))
+    lines = [", ".join(parts) + (f" ({reasons})" if reasons else "")]
+    lines += [f"malformed: {problem}" for problem in accounting.problems[:_PROBLEMS]]
+    if accounting.malformed > _PROBLEMS:
+        lines.append(f"malformed: {accounting.malformed - _PROBLEMS:,} more (--json has the first 20)")
+    lines += [f"beside the records: {count:,} {what}" for what, count in accounting.notes.items()]
+    return Text("\n".join(lines))
 
 
 def _warnings(warned: Iterable[Warned]) -> list[RenderableType]:
@@ -138,12 +149,20 @@ def text_tables(result: TextResult, corpus: Corpus, warned: Sequence[Warned]) ->
     counts = {verdict: sum(d.verdict is verdict for d in result.documents) for verdict in Verdict}
     pooled = result.pooled
     gamma = result.gamma_256 / 256
-    lines: list[RenderableType] = [table]
+    # With fewer distinct pairs even an all-green text has a p above the level.
+    enough = math.ceil((math.log10(max(1, len(result.documents))) - math.log10(result.level)) / -math.log10(gamma))
+    lines: list[RenderableType] = [
+        table if listed else Text(f"no text is longer than the window of {result.window} ids: nothing could be scored")
+    ]
     if len(listed) < len(result.documents):
         lines.append(Text(f"({_LISTED} most significant of {len(result.documents):,}; --json has all)"))
     return Group(
         *lines,
-        Text("documents: " + ", ".join(f"{count:,} {verdict.value}" for verdict, count in counts.items())),
+        Text(
+            "documents: "
+            + ", ".join(f"{count:,} {verdict.value}" for verdict, count in counts.items())
+            + (f" (it takes {enough:,} distinct pairs at least)" if counts[Verdict.TOO_SHORT] else "")
+        ),
         Text.assemble(
             "pooled, each distinct pair once: ",
             (result.pooled_verdict.value, _STYLES[result.pooled_verdict]),
@@ -156,7 +175,7 @@ def text_tables(result: TextResult, corpus: Corpus, warned: Sequence[Warned]) ->
     )
 
 
-def calibration_table(result: CalibrationResult) -> RenderableType:
+def calibration_table(result: CalibrationResult, corpus: Corpus) -> RenderableType:
     """Return the false-positive rates beside the nominal ones."""
     table = _grid("test", *(f"p <= {rate.level:g}" for rate in next(iter(result.rates.values()))), "sd of z")
     for test, rates in result.rates.items():
@@ -169,6 +188,7 @@ def calibration_table(result: CalibrationResult) -> RenderableType:
         ),
         table,
         Text("a rate above nominal beyond its 95% interval is shown in red", style="dim"),
+        _accounting(corpus.accounting),
     )
 
 

@@ -73,12 +73,20 @@ def load_model(name: str, *, tokenizer: str | None = None) -> LanguageModel:
     try:
         # Reading a GGUF file draws a progress bar on standard error that no option of transformers switches off.
         with redirect_stderr(io.StringIO()):
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **options)
-    except (OSError, ValueError) as error:
+            model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.bfloat16, output_loading_info=True, **options
+            )
+    except Exception as error:  # A broken file ends in any of a dozen types, safetensors' own among them.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
             f"model {printable(name)!r}: expected 'smollm2', a folder, a .gguf file or a hub name; {printable(reason)}"
         ) from None
+    if loading["missing_keys"]:
+        # transformers draws what is missing at random, and says so in a warning only.
+        raise UsageError(
+            f"model {printable(name)!r}: its files lack {len(loading['missing_keys'])} of its weights "
+            f"({printable(min(loading['missing_keys']))} for one): download it again"
+        )
     model.to(device).eval()
     chosen = load(tokenizer or _own_tokenizer(name, folder))
     prompt_ids, end_ids = _chat_format(folder, chosen, model)

@@ -215,8 +215,6 @@ class _Tiktoken:
             raise
         except ValueError:
             cuts = [0, *(found.end() for found in _LONG_SPACE.finditer(text)), len(text)]
-            if len(cuts) == 2:
-                raise
             pieces = [text[start:end] for start, end in pairwise(cuts)]
             return np.concatenate([self.encoding.encode_to_numpy(piece, disallowed_special=()) for piece in pieces])
 

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from html import escape
+from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -310,7 +310,7 @@ def test_the_headlines_give_verdict_p_text_and_rank(html: str) -> None:
     assert "<i>p</i> ≤ 6.1&nbsp;&times;&nbsp;10<sup>−32</sup></p>" in student  # noqa: RUF001
     assert "31,012 tokens in 120 answers" in student
     assert "<strong>1 of 1,000</strong>: above all 999 keys that nobody used" in student
-    assert "called a finding from 10<sup>−6</sup> down" in student  # noqa: RUF001
+    assert "a finding at 10<sup>−6</sup> or below" in student  # noqa: RUF001
     assert '<span class="verdict no_sign">no sign of the key</span>' in twin
     assert "<i>p</i> ≤ 0.67</p>" in twin
     assert "<strong>338 of 1,000</strong>: 337 of 999 keys that nobody used do as well or better" in twin
@@ -322,7 +322,7 @@ def test_the_page_claims_no_more_than_the_verdicts(demo: Demo, written: Callable
     other = written(replace(demo, student=replace(demo.student, result=result)))
     assert "answers depend on the teacher" not in other
     assert "The student: no sign of the key. Its clean twin: no sign of the key." in Page(other).text
-    assert "depends on the key" not in other.replace("are green: depends on the key", "")
+    assert "depends on the key" not in other.replace("Verdict: depends on the key, <i>p</i>", "")
 
 
 def test_it_says_what_it_does_not_say(html: str) -> None:
@@ -349,8 +349,8 @@ def test_a_key_that_was_not_committed_to_is_said_so(demo: Demo, written: Callabl
 
 def test_warnings_stand_with_whose_they_are(demo: Demo, written: Callable[[Demo], str]) -> None:
     warned = replace(demo.clean_twin, warnings=[*demo.clean_twin.warnings, Warned.DECOYS_SPREAD])
-    html = written(replace(demo, clean_twin=warned, teacher_warnings=[Warned.NO_PROMPTS]))
-    assert f"<li>T{escape(Warned.DECOYS_SPREAD.value[1:])} (clean twin).</li>" in html
+    html = unescape(written(replace(demo, clean_twin=warned, teacher_warnings=[Warned.NO_PROMPTS])))
+    assert f"<li>T{Warned.DECOYS_SPREAD.value[1:]} (clean twin).</li>" in html
     assert f"<li>S{Warned.NO_PROMPTS.value[1:]} (teacher).</li>" in html
 
 

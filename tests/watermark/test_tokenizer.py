@@ -299,7 +299,7 @@ def test_any_text_of_present_bytes_gets_the_same_ids(smollm2_json: Callable[...,
 
 
 def test_where_the_two_differ(smollm2: Tokenizer, smollm2_json: Callable[..., Path]) -> None:
-    """An absent byte keeps its neighbours apart here (and in llama.cpp); `tokenizers` drops it before it merges.
+    """An absent byte keeps its neighbours apart here; `tokenizers` drops it before it merges.
 
     Only text that the model can't have said holds such a byte.
     """
@@ -331,6 +331,7 @@ def test_unicode_forms_truncation_and_padding_are_left_out(smollm2_json: Callabl
         )
     )
     assert changed.digest() == SMOLLM2
+    assert changed.encode("1").tolist() == [33]
 
 
 def write_json(folder: Path, model: dict[str, Any], **changes: Any) -> Path:
@@ -438,6 +439,8 @@ def test_half_a_surrogate_pair_is_named(smollm2: Tokenizer, smollm2_json: Callab
     for tokenizer in (smollm2, load(smollm2_json())):
         with pytest.raises(InputError, match=r"lone surrogate \\ud83d at character 3"):
             tokenizer.encode("ab\ud83d")
+    with pytest.raises(InputError, match="at character 70001"):
+        smollm2.encode(" " * 70_000 + "\ud83d")
 
 
 def test_special_id(smollm2: Tokenizer) -> None:
