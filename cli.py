@@ -91,7 +91,9 @@ LevelOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 MaxMalformedOption = Annotated[int, typer.Option(min=0, help="Malformed records that are tolerated (and counted).")]
-RetokenizeOption = Annotated[bool, typer.Option(help="Tokenise the text even where a record has token ids.")]
+RetokenizeOption = Annotated[
+    bool, typer.Option("--retokenize", help="Tokenise the text even where a record has token ids.")
+]
 ExitCodeOption = Annotated[
     int | None, typer.Option(min=8, max=125, help="Exit with this code if the verdict is a finding.")
 ]
@@ -138,7 +140,7 @@ def demo(
     decoys: Annotated[int, typer.Option(min=0, help="Decoy keys a suspect.")] = 999,
     json: JsonOption = False,
 ) -> None:
-    """Tell the whole story on real data that is shipped: a teacher, its student, and a clean twin."""
+    """Tell the whole story on shipped real data: a teacher, its student and a clean twin."""
     from detect.demo import run_demo
 
     with _busy("testing the teacher, the student and the clean twin"):
@@ -233,7 +235,7 @@ def generate(
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSON Lines to write; an interrupted run is resumed.")],
     keyring: Annotated[Path | None, typer.Option("--keyring", "-k", metavar="FILE", help="Mark with this key.")] = None,
     scope: Annotated[str | None, typer.Option(metavar="NAME", help="Scope in the key file.")] = None,
-    unmarked: Annotated[bool, typer.Option(help="Do not mark: for clean twins and controls.")] = False,
+    unmarked: Annotated[bool, typer.Option("--unmarked", help="Do not mark: for clean twins and controls.")] = False,
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", "-t", metavar="NAME_OR_FILE", help="[default: the model's own]")
     ] = None,
@@ -382,7 +384,9 @@ def detect_model(
     else:
         from detect.result_tables import model_tables
 
-        for result, warned in told:
+        for number, (result, warned) in enumerate(told):
+            if number:
+                typer.echo()
             _show(model_tables(result, corpus, warned))
     if exit_code is not None and any(result.verdict is Verdict.DEPENDS for result in results):
         raise typer.Exit(exit_code)
@@ -395,7 +399,9 @@ def calibrate(
     seed: Annotated[int, typer.Option(min=0, help="From which they are drawn.")] = 0,
     window: Annotated[int, typer.Option(min=1, max=8, help="Ids hashed for each choice.")] = 2,
     fleet_k: Annotated[int, typer.Option(min=1, max=255, help="Gamma in units of 1/256.")] = 64,
-    tokenizer: Annotated[str, typer.Option("--tokenizer", "-t", metavar="NAME_OR_FILE")] = "smollm2",
+    tokenizer: Annotated[
+        str, typer.Option("--tokenizer", "-t", metavar="NAME_OR_FILE", help="As for detect text.")
+    ] = "smollm2",
     reference: ReferenceOption = None,
     reference_model: ReferenceModelOption = None,
     prompts: PromptsOption = Prompts.own,
@@ -408,7 +414,7 @@ def calibrate(
     ids_field: IdsFieldOption = "token_ids",
     json: JsonOption = False,
 ) -> None:
-    """Measure how often the tests call unmarked text marked, over many random keys, beside the nominal rate."""
+    """Measure how often the tests call unmarked text marked, over many random keys."""
     from detect.calibration import calibrate as run
     from detect.tally import PromptPolicy
     from watermark.keys import Params
@@ -674,7 +680,7 @@ def main() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":
             sys.stderr.write(f"{error.format_message()}\n")
             raise SystemExit(2) from None
-        said = str(error.format_message()).rstrip(".?")
+        said = str(error.format_message()).rstrip(".")
         command = error.ctx.command_path if error.ctx else "taggant"
         _fail(f"{printable(said[:1].lower() + said[1:], 1000)} ({command} --help shows what it takes)", 2)
     except (KeyboardInterrupt, typer.Abort):

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from watermark.errors import InputError, ReferenceMismatchError, UsageError
 
-__all__ = ["SCHEMA", "TOP", "Reference", "reference_from_outputs"]
+__all__ = ["SCHEMA", "TOP", "Reference", "on_grid", "reference_from_outputs"]
 
 SCHEMA: Final = "taggant/reference/1"
 
@@ -155,6 +155,11 @@ def _packed(p: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     return np.minimum(np.rint(p.astype(np.float64) * _UNIT), _UNIT - 1).astype(np.uint16)
 
 
+def on_grid(p: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return probabilities rounded as a file stores them, so that a reference just made and one loaded agree."""
+    return _unpacked(_packed(p))
+
+
 def _unpacked(p: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
     return (p.astype(np.float32) / np.float32(_UNIT)).astype(np.float32)
 
@@ -208,5 +213,11 @@ def reference_from_outputs(
                 said_p[start + i] = shares.get(int(ids[i]), 0.0)
     joined = np.concatenate(responses).astype(np.uint32) if n else np.zeros(0, dtype=np.uint32)
     return Reference(
-        name=name, tokenizer=tokenizer, ids=joined, starts=starts, top_ids=top_ids, top_p=top_p, said_p=said_p
+        name=name,
+        tokenizer=tokenizer,
+        ids=joined,
+        starts=starts,
+        top_ids=top_ids,
+        top_p=on_grid(top_p),
+        said_p=on_grid(said_p),
     )

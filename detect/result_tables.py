@@ -19,7 +19,7 @@ from detect.verdict import DOES_NOT_SAY, Verdict
 from detect.warning import Warned
 from watermark.errors import printable
 
-__all__ = ["calibration_table", "demo_story", "model_tables", "text_tables"]
+__all__ = ["calibration_table", "demo_story", "does_not_say", "model_tables", "text_tables"]
 
 #: Documents listed one by one; with more, the most significant are.
 _LISTED = 20
@@ -76,7 +76,7 @@ def _rank(rank: int | None, decoys: int) -> str:
 
 
 def model_tables(result: ModelResult, corpus: Corpus, warned: Sequence[Warned]) -> RenderableType:
-    """Return the result of one scope: the tests, the effect, the verdict and what it does not say."""
+    """Return the result of one scope: the tests, the effect and the verdict. `does_not_say` goes below."""
     gamma = result.gamma_256 / 256
     table = _grid("test", "pairs", "green", "share", "expected", "z", "p", "decoy rank")
     count = result.count
@@ -127,7 +127,12 @@ def model_tables(result: ModelResult, corpus: Corpus, warned: Sequence[Warned]) 
         (f"{result.verdict.value}", _STYLES[result.verdict]),
         f": p <= {p_value(result.log10_p_holm)} ({result.main_test} test{corrected}; level {result.level:g})",
     )
-    return Group(*lines, verdict, _accounting(corpus.accounting), *_warnings(warned), Text(DOES_NOT_SAY, style="dim"))
+    return Group(*lines, verdict, _accounting(corpus.accounting), *_warnings(warned))
+
+
+def does_not_say() -> RenderableType:
+    """Return what no result on a model says, to stand once below the results."""
+    return Text("\n" + DOES_NOT_SAY, style="dim")
 
 
 def text_tables(result: TextResult, corpus: Corpus, warned: Sequence[Warned]) -> RenderableType:
@@ -221,4 +226,5 @@ def demo_story(demo: Demo) -> RenderableType:
         model_tables(student, demo.student.corpus, demo.student.warnings),
         heading("   the clean twin"),
         model_tables(twin, demo.clean_twin.corpus, demo.clean_twin.warnings),
+        does_not_say(),
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from detect.reference import TOP, Reference
+from detect.reference import TOP, Reference, on_grid
 from watermark.models import LanguageModel
 
 __all__ = ["read_reference"]
@@ -74,8 +74,8 @@ def read_reference(
         ids=joined.astype(np.uint32),
         starts=starts,
         top_ids=top_ids,
-        top_p=top_p,
-        said_p=said_p,
+        top_p=on_grid(top_p),
+        said_p=on_grid(said_p),
     )
 
 

@@ -94,7 +94,8 @@ class GreenList:
         self._check(logits, windows, marked, accounts)
         rows, vocabulary = logits.shape
         windows = np.array(windows, order="C")  # The kernels take neither a slice of columns nor a read-only view.
-        additions = np.broadcast_to(np.float32(self.delta) * np.asarray(strength, dtype=np.float32), (rows,)).copy()
+        additions = np.empty(rows, dtype=np.float32)
+        additions[:] = np.float32(self.delta) * np.asarray(strength, dtype=np.float32)
         if marked is not None:
             additions[~marked] = 0.0
         if self.min_entropy > 0:
@@ -104,7 +105,7 @@ class GreenList:
         if not additions.any():
             return
         seeds = kernels.seeds(self._lane_words, windows, lanes)
-        special = self._special[self._special < vocabulary]
+        special = self._special[: self._special.searchsorted(vocabulary)]
         kept = logits[:, special]
         kernels.add_to_green(logits, seeds, self._bounds[lanes], complemented, additions)
         logits[:, special] = kept

@@ -169,14 +169,9 @@ class Keyring:
             raise KeyringError(f"{path}: no such key file; `taggant keys create --out {path}` makes one") from None
         except OSError as error:
             raise KeyringError(f"{path}: cannot read the key file: {error.strerror}") from None
-        try:
-            data = json.loads(content)
-            keyring = _from_json(data)
-        except KeyringError as error:
-            raise KeyringError(f"{path}: {error}") from None
-        except (ValueError, KeyError, TypeError, RecursionError, UsageError):
-            # The cause is not shown: a JSON error can quote the line that it is about.
-            raise KeyringError(f"{path}: not a key file of this version (expected schema {SCHEMA!r})") from None
+        keyring = _parsed(content)
+        if isinstance(keyring, str):
+            raise KeyringError(f"{path}: {keyring}")
         if not keyring.published and mode & 0o077:
             raise KeyringError(
                 f"{path}: others can read this key file (mode {mode:04o}). Mend it: chmod 600 {quote(str(path))}"
@@ -287,6 +282,20 @@ def _to_json(keyring: Keyring) -> dict[str, object]:
             for scope in keyring.scopes
         ],
     }
+
+
+def _parsed(content: bytes) -> Keyring | str:
+    """Return the keyring, or what is wrong with the file.
+
+    A text and no exception: the errors of the JSON and UTF-8 decoders hold the content, and one that is
+    raised while they are handled keeps them in its chain.
+    """
+    try:
+        return _from_json(json.loads(content))
+    except KeyringError as error:
+        return str(error)
+    except (ValueError, KeyError, TypeError, RecursionError, UsageError):
+        return f"not a key file of this version (expected schema {SCHEMA!r})"
 
 
 def _from_json(data: Mapping[str, Any]) -> Keyring:
