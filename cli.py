@@ -249,7 +249,7 @@ def generate(
 ) -> None:
     """Answer prompts with a local model, watermarked."""
     from watermark.errors import UsageError
-    from watermark.generation import Sampling, read_prompts
+    from watermark.generation import Sampling, read_prompts, refuse_existing
     from watermark.generation import generate as run
 
     if (keyring is None) != unmarked:
@@ -260,6 +260,7 @@ def generate(
         from watermark.keyring import Keyring
 
         green_list = GreenList(Keyring.load(keyring).scope_to_mark(scope), min_entropy=min_entropy)
+    refuse_existing(out)
     asked = read_prompts(prompts)
     with _busy(f"loading {model}"):
         from watermark.models import load_model
@@ -382,12 +383,13 @@ def detect_model(
             models_json([model_json(result, corpus, warned, tokenizer=chosen.digest()) for result, warned in told])
         )
     else:
-        from detect.result_tables import model_tables
+        from detect.result_tables import does_not_say, model_tables
 
         for number, (result, warned) in enumerate(told):
             if number:
                 typer.echo()
             _show(model_tables(result, corpus, warned))
+        _show(does_not_say())
     if exit_code is not None and any(result.verdict is Verdict.DEPENDS for result in results):
         raise typer.Exit(exit_code)
 
@@ -665,8 +667,10 @@ def main() -> None:
         )
     from watermark.errors import TaggantError, printable
 
-    # The progress bars of libraries (transformers' GGUF reader for one) would write over ours.
+    # The progress bars of libraries (transformers' GGUF reader for one) would write over ours, and the hub's client
+    # tells of each try to reach a network that is not there.
     os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if isinstance(sys.stdout, TextIOWrapper):
         # A terminal that cannot show a character is no reason to lose a result.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -700,7 +704,7 @@ def main() -> None:
         _internal(error)
     if code == 130:
         _fail("interrupted", 130)
-    raise SystemExit(code)
+    raise SystemExit(code or 0)
 
 
 def _silence_stdout() -> None:

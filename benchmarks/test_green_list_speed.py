@@ -26,7 +26,9 @@ VOCABULARY = 128_256
 @pytest.fixture(scope="module")
 def green_list() -> GreenList:
     params = Params(tokenizer="00" * 32, special_ids=tuple(range(128_000, VOCABULARY)), window=2, account_lanes=0)
-    return GreenList(ScopeKeys(name="speed", params=params, delta=2.0, key=Secret(bytes(32))))
+    green_list = GreenList(ScopeKeys(name="speed", params=params, delta=2.0, key=Secret(bytes(32))))
+    green_list.bias(*batch(1))  # Loads the compiled kernels, or compiles them.
+    return green_list
 
 
 def batch(rows: int) -> tuple[np.ndarray, np.ndarray]:

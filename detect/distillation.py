@@ -94,7 +94,7 @@ def detect_model(
     """
     names = [(scope.name, scope.fingerprint, tuple(scope.commitments()[:1])) for scope in scopes]
     if not scopes or len(set(names)) != len(names):
-        raise UsageError("expected at least one scope, and each once: a scope tested twice would be counted twice")
+        raise UsageError("expected at least one scope, and each once: give each key file once")
     if not 0 < level < 1:
         raise UsageError(f"level: expected a probability between 0 and 1, got {level}")
     outcomes = [

@@ -11,6 +11,8 @@ units of 2^-16, token ids in 16 bits where they fit.
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,7 +129,8 @@ class Reference:
             InputError: missing, or not a reference file of this version.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # Opened here: NumPy leaves a file open that turns out not to be whole.
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 if str(file["schema"]) != SCHEMA:
                     raise ValueError("schema")
                 return cls(
@@ -140,8 +143,10 @@ class Reference:
                     said_p=_unpacked(file["said_p"]),
                 )
         except FileNotFoundError:
-            raise InputError(f"{path}: no such reference file") from None
-        except (ValueError, KeyError, OSError, EOFError, TypeError) as error:
+            raise InputError(
+                f"{path}: no such reference file; --reference-model with --save-reference makes one"
+            ) from None
+        except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(
                 f"{path}: not a reference file of this version ({SCHEMA}): {type(error).__name__}"
             ) from None

@@ -1,26 +1,20 @@
 """The demo's story as one HTML file that needs nothing else: no script, no font, no picture, no network.
 
 The page carries a Content-Security-Policy that allows its one style sheet, by hash, and nothing more.
-Matplotlib writes ``style`` attributes and style sheets, which such a policy forbids: they are turned into
-presentation attributes, and each colour gets a class beside it, so that the page's sheet can give the
-plots other colours in the dark.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import math
 import os
 import platform
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +23,7 @@ from detect.corpus import Corpus
 from detect.count import CountTest
 from detect.demo import Demo, Suspect
 from detect.distillation import ModelResult
+from detect.inline_svg import DECOY, INK, STUDENT, TWIN, inline_svg
 from detect.result_tables import p_value
 from detect.verdict import DOES_NOT_SAY, Verdict
 from detect.warning import Warned
@@ -50,10 +45,6 @@ _MINUS = "\N{MINUS SIGN}"
 
 #: What is printed of a string that came from an input.
 _MAX_SHOWN = 2000
-
-#: Colours of the plots, each with the class under which the page's style sheet changes it in the dark.
-_INK, _QUIET, _STUDENT, _TWIN, _DECOY = "#1a1d21", "#5a646f", "#0b5cad", "#a84300", "#b3bcc6"
-_CLASSES = {_INK: "ink", _QUIET: "quiet", _STUDENT: "student", _TWIN: "twin", _DECOY: "decoy"}
 
 #: Width and height of a plot in inches of 72 units: small, so that its letters stay legible on a telephone.
 _GROWTH_SIZE, _HISTOGRAM_SIZE = (5.6, 3.7), (5.0, 3.2)
@@ -118,16 +109,14 @@ class _Story:
         return _model_rows(self.result)[-1]
 
 
-def write_report(demo: Demo, out: Path, *, decoy_z: Mapping[str, Zs] | None = None) -> Path:
+def write_report(demo: Demo, out: Path) -> Path:
     """Write the demo's story to ``out/report.html``, whole or not at all.
 
     The same demo gives the same bytes on the same machine: the page holds no time and no path.
 
     Args:
-        demo: what was found.
+        demo: what was found. A suspect without decoys gets no histogram.
         out: the folder; it is made if it does not exist.
-        decoy_z: the decoys' z by the centred test, (decoys,) each, under "student" and "clean_twin"; without
-            it those that *demo* holds. A suspect without any gets no histogram.
 
     Returns:
         The path of the file.
@@ -142,7 +131,7 @@ def write_report(demo: Demo, out: Path, *, decoy_z: Mapping[str, Zs] | None = No
             import_module(library)
         except ImportError:
             raise MissingExtraError(f"the report needs {library}: pip install 'taggant[report]'") from None
-    page = _page(demo, decoy_z).encode("utf-8")
+    page = _page(demo).encode("utf-8")
     path = out / "report.html"
     partial = path.with_name(path.name + ".partial")
     try:
@@ -160,7 +149,7 @@ def write_report(demo: Demo, out: Path, *, decoy_z: Mapping[str, Zs] | None = No
     return path
 
 
-def _page(demo: Demo, decoy_z: Mapping[str, Zs] | None) -> str:
+def _page(demo: Demo) -> str:
     """Return the page."""
     import jinja2
     from markupsafe import Markup
@@ -168,8 +157,8 @@ def _page(demo: Demo, decoy_z: Mapping[str, Zs] | None) -> str:
     for corpus in (demo.teacher_corpus, demo.student.corpus, demo.clean_twin.corpus):
         corpus.accounting.check()
     stories = [
-        _story("student", _STUDENT, demo.student, decoy_z),
-        _story("clean_twin", _TWIN, demo.clean_twin, decoy_z),
+        _story("student", STUDENT, demo.student),
+        _story("clean_twin", TWIN, demo.clean_twin),
     ]
     environment = jinja2.Environment(
         autoescape=True,
@@ -208,14 +197,9 @@ def _page(demo: Demo, decoy_z: Mapping[str, Zs] | None) -> str:
     )
 
 
-def _story(key: str, colour: str, suspect: Suspect, decoy_z: Mapping[str, Zs] | None) -> _Story:
+def _story(key: str, colour: str, suspect: Suspect) -> _Story:
     centred = suspect.result.centred
-    none = np.zeros(0)
-    if decoy_z is not None:
-        zs = decoy_z.get(key, none)
-    else:
-        zs = none if centred is None else centred.decoy_z
-    return _Story(key=key, colour=colour, suspect=suspect, decoy_z=zs)
+    return _Story(key=key, colour=colour, suspect=suspect, decoy_z=np.zeros(0) if centred is None else centred.decoy_z)
 
 
 def _groups(demo: Demo, stories: Sequence[_Story]) -> list[tuple[str, list[_Row]]]:
@@ -318,10 +302,16 @@ def _growth_svg(stories: Sequence[_Story]) -> Markup | None:
             ):
                 evidence = [-log10_p for log10_p in log10_ps]
                 axes.plot(tokens, evidence, dash, color=story.colour, clip_on=False, label=f"{story.name}, {test}")
-        axes.axhline(-log10_level, color=_INK, linestyle="--", linewidth=1)
-        at = (0.0, -log10_level)
-        label = f"level {_raised(log10_level)}"
-        axes.annotate(label, at, (4, 4), xycoords=axes.get_yaxis_transform(), textcoords="offset points", color=_INK)
+        axes.axhline(-log10_level, color=INK, linestyle="--", linewidth=1)
+        axes.annotate(
+            f"level\n{_raised(log10_level)}",
+            (1.0, -log10_level),
+            (4, 0),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            verticalalignment="center",
+            color=INK,
+        )
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -336,7 +326,7 @@ def _growth_svg(stories: Sequence[_Story]) -> Markup | None:
         if (points := story.suspect.growth)
     )
     label = f"Line chart of minus log10 p against tokens, with the level at {-log10_level:g}. {ends}."
-    return _svg("growth", label, _GROWTH_SIZE, draw)
+    return inline_svg("growth", label, _GROWTH_SIZE, draw)
 
 
 def _has_histogram(story: _Story) -> bool:
@@ -352,7 +342,7 @@ def _histogram_svg(story: _Story, stories: Sequence[_Story]) -> Markup:
     real = story.main.z
 
     def draw(axes: Any) -> None:
-        axes.stairs(counts, edges, fill=True, color=_DECOY)
+        axes.stairs(counts, edges, fill=True, color=DECOY)
         top = 1.3 * counts.max()
         axes.vlines(real, 0, 0.9 * top, color=story.colour, linewidth=2)
         to_the_left = real > (low + high) / 2
@@ -374,7 +364,7 @@ def _histogram_svg(story: _Story, stories: Sequence[_Story]) -> Markup:
         f"Histogram for the {story.name}: z of {len(story.decoy_z):,} decoy keys from {story.decoy_z.min():.1f} to "
         f"{story.decoy_z.max():.1f}, and the real key's at {real:.1f}."
     )
-    return _svg(f"decoys-{story.key.replace('_', '-')}", label, _HISTOGRAM_SIZE, draw)
+    return inline_svg(f"decoys-{story.key.replace('_', '-')}", label, _HISTOGRAM_SIZE, draw)
 
 
 def _raised(log10: float) -> str:
@@ -382,90 +372,3 @@ def _raised(log10: float) -> str:
     if not log10.is_integer():
         return f"{10**log10:g}"
     return "10" + f"{log10:.0f}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-
-
-def _svg(name: str, label: str, size: tuple[float, float], draw: Any) -> Markup:
-    """Draw one plot and return it as an element that a page under a strict policy shows.
-
-    Args:
-        name: prefix of every id in it, so that no two plots of a page share one.
-        label: what it shows, for those who do not see it.
-        size: width and height in inches.
-        draw: draws into the axes that it is given.
-    """
-    import matplotlib
-    from markupsafe import Markup
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    settings = {
-        # Letters stay letters: found, read aloud, and set in the reader's own font.
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,
-        "font.size": 11,
-        "lines.linewidth": 1.8,
-        "lines.markersize": 4,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "figure.facecolor": "none",
-        "axes.facecolor": "none",
-        "savefig.facecolor": "none",
-        "text.color": _INK,
-        **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _QUIET),
-    }
-    drawn = io.BytesIO()
-    # The reader's own matplotlibrc would change the picture: start from the defaults, and put it back after.
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(settings)
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasSVG(figure)
-        draw(figure.subplots())
-        figure.savefig(drawn, format="svg", metadata={"Date": None})
-    root = ElementTree.fromstring(drawn.getvalue())  # noqa: S314 - matplotlib wrote it, a line above
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if _local(child.tag) in ("metadata", "style"):
-                parent.remove(child)
-    for element in root.iter():
-        _make_inline(element, name)
-    root.attrib = {
-        "viewBox": root.attrib["viewBox"],
-        "role": "img",
-        "aria-label": label,
-        # What matplotlib's own style sheet says.
-        "stroke-linejoin": "round",
-        "stroke-linecap": "butt",
-    }
-    return Markup(ElementTree.tostring(root, encoding="unicode"))  # noqa: S704 - ElementTree has escaped it
-
-
-def _local(name: str) -> str:
-    """Return a name without its namespace, which HTML neither needs nor understands."""
-    return name.rpartition("}")[2]
-
-
-def _make_inline(element: ElementTree.Element, name: str) -> None:
-    """Rename an SVG element's ids, and turn its style into presentation attributes and classes."""
-    element.tag = _local(element.tag)
-    attributes = {_local(key): value for key, value in element.attrib.items()}
-    for declaration in filter(None, map(str.strip, attributes.pop("style", "").split(";"))):
-        key, _, value = map(str.strip, declaration.partition(":"))
-        if key == "font":
-            # Matplotlib before 3.9 writes the shorthand, which is no presentation attribute.
-            if size := re.search(r"[\d.]+px", value):
-                attributes["font-size"] = size[0]
-            if re.search(r"\b(bold|[6-9]00)\b", value):
-                attributes["font-weight"] = "bold"
-        elif key != "font-family":
-            attributes[key] = value
-    classes = [f"{key}-{_CLASSES[value]}" for key, value in attributes.items() if value in _CLASSES]
-    if classes:
-        attributes["class"] = " ".join(classes)
-    if "id" in attributes:
-        attributes["id"] = f"{name}-{attributes['id']}"
-    if "href" in attributes:
-        attributes["href"] = attributes["href"].replace("#", f"#{name}-")
-    if "clip-path" in attributes:
-        attributes["clip-path"] = attributes["clip-path"].replace("url(#", f"url(#{name}-")
-    element.attrib = attributes

@@ -15,7 +15,17 @@ import numpy.typing as npt
 
 from watermark.kernels import kernel
 
-__all__ = ["MIN_MASS", "UNIT", "add_reference", "index_pairs", "index_windows", "leave_out", "whole_windows"]
+__all__ = [
+    "MIN_MASS",
+    "UNIT",
+    "add_reference",
+    "leave_out",
+    "longer_names",
+    "number",
+    "times",
+    "whole_windows",
+    "window_names",
+]
 
 #: Reference mass is an integer in units of 2^-32, so that sums of it don't depend on order.
 UNIT = 2**32
@@ -24,10 +34,11 @@ UNIT = 2**32
 #: said. That is about 4.5 rows a said pair and 99% of the z of keeping everything (DESIGN 5).
 MIN_MASS = 0.02
 
-#: Positions whose table rows are fetched together.
-_BLOCK = 32
+#: Names in a part of `number`: with its table, some 200 KB.
+_PART = 8192
 
 Ids = npt.NDArray[np.uint32]
+Words = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,7 +49,7 @@ def _inline(function: F) -> F:
 
 _U = np.uint64
 _C1 = np.uint64(0x9E3779B97F4A7C15)
-_29, _32, _ONE = np.uint64(29), np.uint64(32), np.uint64(1)
+_29, _32, _ONE, _SLOT = np.uint64(29), np.uint64(32), np.uint64(1), np.uint64(20)
 
 
 @_inline
@@ -67,9 +78,15 @@ def _equal(a, i, b, j, h):
 
 
 @_inline
+def _mixed(name):
+    """A name's bits, stirred: the high ones choose a part, those from `_SLOT` on a slot."""
+    return (name ^ (name >> _29)) * _C1
+
+
+@_inline
 def _slot(name, mask):
     """Where in a table of mask + 1 slots to look first."""
-    return np.int64((((name ^ (name >> _29)) * _C1) >> _29) & _U(mask))
+    return np.int64((_mixed(name) >> _SLOT) & _U(mask))
 
 
 @_inline
@@ -140,6 +157,101 @@ def leave_out(
                     valid[i] = False
 
 
+@kernel
+def number(names: Words) -> tuple[npt.NDArray[np.int32], Counts]:
+    """Number distinct names.
+
+    They are first dealt into parts that fit the cache, so that no search waits for memory, and each part's table is
+    made for its size.
+
+    Args:
+        names: (N,), 0 where there is none.
+
+    Returns:
+        Each position's number, int32 (N,), -1 where there is no name; and for each number the first position.
+    """
+    n = names.shape[0]
+    bits = 1
+    while (n >> bits) > _PART and bits < 12:
+        bits += 1
+    shift = _U(64 - bits)
+    ends = np.zeros(1 << bits, np.int64)
+    for i in range(n):
+        if names[i] != _U(0):
+            ends[np.int64(_mixed(names[i]) >> shift)] += 1
+    largest = ends.max()
+    ends = np.cumsum(ends)
+    total = ends[-1]
+    at = np.concatenate((np.zeros(1, np.int64), ends[:-1]))
+    dealt = np.empty(total, np.uint64)
+    places = np.empty(total, np.int64)
+    for i in range(n):
+        if names[i] != _U(0):
+            part = np.int64(_mixed(names[i]) >> shift)
+            dealt[at[part]] = names[i]
+            places[at[part]] = i
+            at[part] += 1
+    capacity = 1
+    while capacity < 2 * largest:
+        capacity *= 2
+    slot_names = np.empty(capacity, np.uint64)
+    slot_numbers = np.empty(capacity, np.int32)
+    numbers = np.full(n, -1, np.int32)
+    first = np.empty(total, np.int64)
+    count = 0
+    start = 0
+    for part in range(ends.shape[0]):
+        end = ends[part]
+        size = 1
+        while size < 2 * (end - start):
+            size *= 2
+        mask = size - 1
+        slot_names[:size] = _U(0)
+        for j in range(start, end):
+            name = dealt[j]
+            s = _slot(name, mask)
+            while slot_names[s] != name and slot_names[s] != _U(0):
+                s = (s + 1) & mask
+            if slot_names[s] == _U(0):
+                slot_names[s] = name
+                slot_numbers[s] = count
+                first[count] = places[j]
+                count += 1
+            numbers[places[j]] = slot_numbers[s]
+        start = end
+    return numbers, first[:count].copy()
+
+
+@kernel
+def window_names(ids: Ids, valid: npt.NDArray[np.bool_], h: int) -> Words:
+    """Name the first two ids of each valid position's window (the one, at width 1), exactly; 0 elsewhere."""
+    names = np.zeros(ids.shape[0], np.uint64)
+    for i in range(ids.shape[0]):
+        if valid[i]:
+            names[i] = _name(ids, i - max(0, h - 2), min(h, 2))
+    return names
+
+
+@kernel
+def longer_names(numbers: npt.NDArray[np.int32], ids: Ids, offset: int) -> Words:
+    """Name what is numbered together with the id *offset* positions back: (number + 1) << 32 | id; 0 where none."""
+    names = np.zeros(ids.shape[0], np.uint64)
+    for i in range(ids.shape[0]):
+        if numbers[i] >= 0:
+            names[i] = (_U(numbers[i] + 1) << _32) | _U(ids[i - offset])
+    return names
+
+
+@kernel
+def times(numbers: npt.NDArray[np.int32], count: int) -> Counts:
+    """Return how many positions have each number."""
+    found = np.zeros(count, np.int64)
+    for number in numbers:
+        if number >= 0:
+            found[number] += 1
+    return found
+
+
 @_inline
 def _find(table, name, mask):
     """The slot of `name` in a table of rows (name, index), or the empty slot where it belongs."""
@@ -151,14 +263,11 @@ def _find(table, name, mask):
 
 @_inline
 def _doubled(table):
-    """A table of twice the size with the same rows. Rows of one name (hashes of two windows) stay apart."""
+    """A table of twice the size with the same rows."""
     larger = np.zeros((2 * table.shape[0], 2), np.uint64)
-    mask = larger.shape[0] - 1
     for i in range(table.shape[0]):
         if table[i, 0] != _U(0):
-            s = _slot(table[i, 0], mask)
-            while larger[s, 0] != _U(0):
-                s = (s + 1) & mask
+            s = _find(larger, table[i, 0], larger.shape[0] - 1)
             larger[s, 0] = table[i, 0]
             larger[s, 1] = table[i, 1]
     return larger
@@ -169,119 +278,6 @@ def _extended(values, new):
     """The values at the front of a longer array."""
     new[: values.shape[0]] = values
     return new
-
-
-@_inline
-def _room(positions):
-    """How many distinct things to make room for at first: tables double as they fill."""
-    room = 1 << 10
-    while room < positions // 8:
-        room *= 2
-    return room
-
-
-@_inline
-def _touch(table, names, count, mask):
-    """Read the first slot of each name, so that the searches after it find their rows in the cache.
-
-    The tables are larger than the cache. Independent reads overlap; a search alone waits for memory.
-    """
-    sink = _U(0)
-    for j in range(count):
-        sink ^= table[_slot(names[j], mask), 0]
-    return sink
-
-
-@kernel
-def index_windows(ids: Ids, valid: npt.NDArray[np.bool_], h: int) -> tuple[npt.NDArray[np.int32], Counts]:
-    """Number the distinct windows: each valid position's window (-1 elsewhere), and where each window first ends."""
-    n = ids.shape[0]
-    of_position = np.full(n, -1, np.int32)
-    room = _room(n)
-    table = np.zeros((2 * room, 2), np.uint64)
-    first = np.empty(room, np.int64)
-    count = 0
-    sink = _U(0)
-    names = np.empty(_BLOCK, np.uint64)
-    places = np.empty(_BLOCK, np.int64)
-    i = 0
-    while i < n:
-        filled = 0
-        while i < n and filled < _BLOCK:
-            if valid[i]:
-                names[filled] = _name(ids, i, h)
-                places[filled] = i
-                filled += 1
-            i += 1
-        if count + filled > first.shape[0]:
-            first = _extended(first, np.empty(2 * first.shape[0], np.int64))
-            table = _doubled(table)
-        mask = table.shape[0] - 1
-        sink ^= _touch(table, names, filled, mask)
-        for j in range(filled):
-            s = _find(table, names[j], mask)
-            while table[s, 0] != _U(0) and not (
-                table[s, 0] == names[j] and _equal(ids, first[np.int64(table[s, 1])], ids, places[j], h)
-            ):
-                s = (s + 1) & mask
-            if table[s, 0] == _U(0):
-                table[s, 0] = names[j]
-                table[s, 1] = _U(count)
-                first[count] = places[j]
-                count += 1
-            of_position[places[j]] = np.int32(table[s, 1])
-    if sink == _ONE and n < 0:
-        first[0] = 0  # Never: keeps the compiler from leaving the reads of _touch out.
-    return of_position, first[:count].copy()
-
-
-@kernel
-def index_pairs(
-    ids: Ids, window_of: npt.NDArray[np.int32]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64], Counts]:
-    """Number the distinct pairs said.
-
-    Each position's pair (-1 where it has no window), each pair's key (window + 1) << 32 | token, and how often
-    it is said.
-    """
-    n = ids.shape[0]
-    of_position = np.full(n, -1, np.int32)
-    room = _room(n)
-    table = np.zeros((2 * room, 2), np.uint64)
-    keys = np.empty(room, np.uint64)
-    said = np.zeros(room, np.int64)
-    count = 0
-    sink = _U(0)
-    names = np.empty(_BLOCK, np.uint64)
-    places = np.empty(_BLOCK, np.int64)
-    i = 0
-    while i < n:
-        filled = 0
-        while i < n and filled < _BLOCK:
-            if window_of[i] >= 0:
-                names[filled] = (_U(window_of[i] + 1) << _32) | _U(ids[i])
-                places[filled] = i
-                filled += 1
-            i += 1
-        if count + filled > keys.shape[0]:
-            keys = _extended(keys, np.empty(2 * keys.shape[0], np.uint64))
-            said = _extended(said, np.zeros(2 * said.shape[0], np.int64))
-            table = _doubled(table)
-        mask = table.shape[0] - 1
-        sink ^= _touch(table, names, filled, mask)
-        for j in range(filled):
-            s = _find(table, names[j], mask)
-            if table[s, 0] == _U(0):
-                table[s, 0] = names[j]
-                table[s, 1] = _U(count)
-                keys[count] = names[j]
-                count += 1
-            pair = np.int64(table[s, 1])
-            said[pair] += 1
-            of_position[places[j]] = pair
-    if sink == _ONE and n < 0:
-        keys[0] = _U(0)  # Never: see above.
-    return of_position, keys[:count].copy(), said[:count].copy()
 
 
 @kernel
@@ -300,7 +296,9 @@ def add_reference(
     The keys of all pairs (those said first, in their order), each one's mass, and each window's information, the
     sum over its positions of 1 - sum p^2; both in units of 2^-32.
     """
-    room = _room(8 * said_keys.shape[0])
+    room = 1 << 10
+    while room < 2 * said_keys.shape[0]:
+        room *= 2
     table = np.zeros((2 * room, 2), np.uint64)
     keys = np.empty(room, np.uint64)
     mass = np.zeros(room, np.int64)

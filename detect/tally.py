@@ -19,7 +19,16 @@ import numpy as np
 import numpy.typing as npt
 
 from detect.reference import Reference
-from detect.tabulation import UNIT, add_reference, index_pairs, index_windows, leave_out, whole_windows
+from detect.tabulation import (
+    UNIT,
+    add_reference,
+    leave_out,
+    longer_names,
+    number,
+    times,
+    whole_windows,
+    window_names,
+)
 from watermark import kernels
 from watermark.keys import Params
 
@@ -114,8 +123,14 @@ def tally_of(
             groups = np.array([0, len(pieces)], dtype=np.int64)
             leave_out(ids, whole, valid, prompt_ids, piece_starts, groups, params.window)
     left_out = before - int(valid.sum())
-    window_of, first = index_windows(ids, valid, params.window)
-    position_pair, keys, said = index_pairs(ids, window_of)
+    # A window of h ids is numbered as its first h - 1, numbered, and the last: names are exact, and nothing is hashed
+    # that could collide.
+    window_of, first = number(window_names(ids, valid, params.window))
+    for offset in range(params.window - 2, 0, -1):
+        window_of, first = number(longer_names(window_of, ids, offset))
+    names = longer_names(window_of, ids, 0)
+    position_pair, first_said = number(names)
+    keys, said = names[first_said], times(position_pair, len(first_said))
     information, expected = np.zeros(len(first), dtype=np.int64), np.zeros(len(keys), dtype=np.int64)
     if reference is not None:
         keys, expected, information = add_reference(

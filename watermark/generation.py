@@ -21,7 +21,7 @@ from watermark.green_list import GreenList
 if TYPE_CHECKING:
     from watermark.models import LanguageModel
 
-__all__ = ["Sampling", "generate", "read_prompts"]
+__all__ = ["Sampling", "generate", "read_prompts", "refuse_existing"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +74,12 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
+def refuse_existing(out: Path) -> None:
+    """Raise a UsageError if *out* exists: answers are not overwritten."""
+    if out.exists():
+        raise UsageError(f"{out}: exists; name another file with --out")
+
+
 def generate(
     model: LanguageModel,
     prompts: Sequence[str],
@@ -109,8 +115,7 @@ def generate(
             f"scope {green_list.scope.name} was made for another tokenizer than {model.tokenizer.name}'s: "
             "make a scope for it with `taggant keys create --tokenizer`"
         )
-    if out.exists():
-        raise UsageError(f"{out}: exists; name another file with --out")
+    refuse_existing(out)
     made_with = _made_with(model, green_list, sampling)
     partial = out.with_name(out.name + ".partial")
     done, tokens = _resume(partial, prompts, made_with, sampling.batch_size)

@@ -248,7 +248,8 @@ def add_to_green(
             continue
         seed = row_seeds[b]
         bound = row_bounds[b]
-        on_green = np.float32(0.0) if complemented[b] else addition
-        on_others = addition if complemented[b] else np.float32(0.0)
+        # x + -0.0 is x to the bit, -0.0 among them; x + 0.0 is not.
+        on_green = np.float32(-0.0) if complemented[b] else addition
+        on_others = addition if complemented[b] else np.float32(-0.0)
         for v in range(vocabulary):
             logits[b, v] += on_green if _mix(seed, v) < bound else on_others

@@ -303,13 +303,15 @@ def _from_json(data: Mapping[str, Any]) -> Keyring:
         # Only what is surely a schema's name is shown: nothing else of a key file goes into a message.
         named = re.fullmatch(r"taggant/[a-z]{1,16}/[0-9]{1,4}", str(data["schema"]))
         raise KeyringError(f"schema {named[0] if named else 'unknown'!r}: this version reads {SCHEMA!r}")
+    if data.get("published") is True and "root" in data:
+        raise KeyringError("it is marked as published and holds a secret root: it is one or the other")
     if data.get("published") is True:
         root = bytes.fromhex(data["published_root"])
     else:
         found = re.fullmatch(rf"{_PREFIX}([0-9a-f]{{64}})([0-9a-f]{{8}})", data["root"])
         root = bytes.fromhex(found[1]) if found else b""
         if not found or _checksum(root) != found[2]:
-            raise KeyringError("the root's checksum does not fit: the file was cut or edited")
+            raise KeyringError("the root's checksum does not fit: the file was cut or edited; restore it from a copy")
     if len(root) != 32:
         raise KeyringError("expected a root of 32 bytes")
     scopes = tuple(_scope(entry) for entry in data["scopes"])

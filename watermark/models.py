@@ -88,6 +88,11 @@ def load_model(name: str, *, tokenizer: str | None = None) -> LanguageModel:
             f"({printable(min(loading['missing_keys']))} for one): download it again"
         )
     model.to(device).eval()
+    # A model's own generation settings (a repetition penalty, min-p) would shape answers whose records don't name them.
+    own = model.generation_config
+    model.generation_config = transformers.GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+    )
     chosen = load(tokenizer or _own_tokenizer(name, folder))
     prompt_ids, end_ids = _chat_format(folder, chosen, model)
     loaded = LanguageModel(name=name, model=model, tokenizer=chosen, prompt_ids=prompt_ids, end_ids=end_ids)

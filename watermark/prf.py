@@ -113,7 +113,7 @@ def split_mix(seeds: Words, tokens: npt.NDArray[np.uint32]) -> Words:
     z = seeds + (tokens.astype(np.uint64) + np.uint64(1)) * _GOLDEN
     z = (z ^ (z >> np.uint64(30))) * _MIX_1
     z = (z ^ (z >> np.uint64(27))) * _MIX_2
-    return z ^ (z >> np.uint64(31))
+    return np.asarray(z ^ (z >> np.uint64(31)))
 
 
 def lane(windows: Windows) -> npt.NDArray[np.uint8]:

@@ -316,7 +316,9 @@ def _from_json(path: Path) -> Tokenizer:
     except TokenizerError:
         raise
     except Exception as error:  # the library raises bare Exception
-        raise TokenizerError(f"{path}: not a tokenizer.json: {printable(error)}") from None
+        raise TokenizerError(
+            f"{path}: not a tokenizer.json of the tokenizers library ({type(error).__name__}: {printable(error)})"
+        ) from None
     if kind not in ("BPE", "Unigram") or affixes:
         raise TokenizerError(
             f"{path}: expected a BPE or Unigram model without affixes, found {printable(' '.join([kind, *affixes]))}: "

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detect import conversation, records
+from detect import conversation, inputs
 from detect.records import Accounting, Document, Reader, Text
 from watermark.errors import InputError, TaggantError, UsageError
 
@@ -313,8 +313,8 @@ def test_what_is_unusual_and_fine() -> None:
 @pytest.mark.parametrize("ending", [b"", b"\n"])
 @pytest.mark.parametrize("over", [-1, 0, 1, 2, 5000])
 def test_line_limit(monkeypatch: pytest.MonkeyPatch, ending: bytes, over: int) -> None:
-    monkeypatch.setattr(records, "MAX_LINE", 1000)
-    monkeypatch.setattr(records, "_CHUNK", 64)
+    monkeypatch.setattr(inputs, "MAX_LINE", 1000)
+    monkeypatch.setattr(inputs, "_CHUNK", 64)
     frame = b'{"text": ""}'
     long = b'{"text": "' + b"a" * (1000 - len(frame) - len(ending) + over) + b'"}' + ending
     reader = stdin_of(long if not ending else lines(GOOD) + long + lines(GOOD), max_malformed=1)
@@ -328,7 +328,7 @@ def test_line_limit(monkeypatch: pytest.MonkeyPatch, ending: bytes, over: int) -
 
 
 def test_an_overlong_line_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "MAX_LINE", 2**20)
+    monkeypatch.setattr(inputs, "MAX_LINE", 2**20)
     bomb = gzip.compress(lines(GOOD, b'{"text": "' + b"a" * (64 * 2**20) + b'"}', b" " * (64 * 2**20), GOOD))
     reader = stdin_of(bomb, max_malformed=2)
     tracemalloc.start()
@@ -483,7 +483,7 @@ def test_malformed_texts(tmp_path: Path, data: bytes, problem: str) -> None:
 
 
 def test_text_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "MAX_TEXT", 1000)
+    monkeypatch.setattr(inputs, "MAX_TEXT", 1000)
     assert len(scored(Reader([write(tmp_path, b"a" * 1000, "a.txt")]))) == 1
     with pytest.raises(InputError, match="expected a text of at most 1,000 bytes, found a longer one"):
         scored(Reader([write(tmp_path, b" " * 1001, "a.txt")]))

@@ -307,12 +307,12 @@ def test_the_table_holds_the_figures_of_the_object(html: str, demo: Demo) -> Non
 def test_the_headlines_give_verdict_p_text_and_rank(html: str) -> None:
     student, twin = re.findall(r"<article.*?</article>", html, re.DOTALL)
     assert '<span class="verdict depends">depends on the key</span>' in student
-    assert "<i>p</i> ≤ 6.1&nbsp;&times;&nbsp;10<sup>−32</sup></p>" in student  # noqa: RUF001
+    assert "<i>p</i> ≤ 6.2&nbsp;&times;&nbsp;10<sup>−32</sup></p>" in student  # noqa: RUF001
     assert "31,012 tokens in 120 answers" in student
     assert "<strong>1 of 1,000</strong>: above all 999 keys that nobody used" in student
     assert "a finding at 10<sup>−6</sup> or below" in student  # noqa: RUF001
     assert '<span class="verdict no_sign">no sign of the key</span>' in twin
-    assert "<i>p</i> ≤ 0.67</p>" in twin
+    assert "<i>p</i> ≤ 0.68</p>" in twin
     assert "<strong>338 of 1,000</strong>: 337 of 999 keys that nobody used do as well or better" in twin
 
 
@@ -404,13 +404,6 @@ def test_without_a_reference_the_count_is_the_main_test(demo: Demo, written: Cal
     assert re.search(r"<i>p</i> = [\d.]+&nbsp;&times;&nbsp;10<sup>−5</sup></p>", html)  # noqa: RUF001
     assert [row[0] for row in cells(html, "All the figures")] == ["count", "count", "count", "centred"]
     assert len(Page(html).all("svg")) == 2
-
-
-def test_decoys_can_be_given(demo: Demo, tmp_path: Path) -> None:
-    html = write_report(demo, tmp_path, decoy_z={"student": np.linspace(-2, 7, 500)}).read_text(encoding="utf-8")
-    labels = [svg["aria-label"] for svg in Page(html).all("svg")]
-    assert len(labels) == 2
-    assert "500 decoy keys from -2.0 to 7.0" in labels[1]
 
 
 def test_an_enormous_z_is_drawn(demo: Demo, written: Callable[[Demo], str]) -> None:

@@ -51,8 +51,8 @@ def test_false_positive_rates(window: int, repetitive: list[np.ndarray], referen
     assert result.rates["count"][1].rate > 0.006
     assert result.rates["centred"][0].rate > 0.005
     # For contrast: the z-score over repeats, which the field's detectors report.
-    assert result.sds["naive z"] > 1.5
-    assert result.rates["naive z"][2].rate > 0.01
+    assert result.sds["naive z"] > 1.1
+    assert result.rates["naive z"][2].low > result.rates["naive z"][2].level
 
 
 def test_the_calibration_can_fail(repetitive: list[np.ndarray]) -> None:
