@@ -9,19 +9,19 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
     from detect.corpus import Corpus
+    from detect.records import Document
     from watermark.keyring import Keyring
-    from watermark.keys import ScopeKeys
+    from watermark.keys import Params, ScopeKeys
     from watermark.tokenizer import Tokenizer
 
 __all__ = ["app", "main"]
@@ -142,14 +142,15 @@ def demo(
 ) -> None:
     """Tell the whole story on shipped real data: a teacher, its student and a clean twin."""
     from detect.demo import run_demo
+    from detect.terminal import busy, show
 
-    with _busy("testing the teacher, the student and the clean twin"):
+    with busy("testing the teacher, the student and the clean twin"):
         story = run_demo(decoys=decoys, growth=out is not None)
     report = None
     if out is not None:
         from detect.report import write_report
 
-        with _busy("writing the report"):
+        with busy("writing the report"):
             report = write_report(story, out)
     if json:
         from detect.result_json import demo_json
@@ -158,7 +159,7 @@ def demo(
         return
     from detect.result_tables import demo_story
 
-    _show(demo_story(story))
+    show(demo_story(story))
     if report is not None:
         typer.echo(f"\nreport: {report}")
 
@@ -262,12 +263,14 @@ def generate(
         green_list = GreenList(Keyring.load(keyring).scope_to_mark(scope), min_entropy=min_entropy)
     refuse_existing(out)
     asked = read_prompts(prompts)
-    with _busy(f"loading {model}"):
+    from detect.terminal import busy, progress
+
+    with busy(f"loading {model}"):
         from watermark.models import load_model
 
         loaded = load_model(model, tokenizer=tokenizer)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed, batch_size=batch_size)
-    with _progress("answers", len(asked)) as advance:
+    with progress("answers", len(asked)) as advance:
         tokens = run(loaded, asked, green_list=green_list, out=out, sampling=sampling, progress=advance)
     typer.echo(f"{out}: {len(asked):,} answers, {tokens:,} tokens", err=True)
 
@@ -293,6 +296,7 @@ def detect_text(
     """Test whether texts are marked: each document by itself, and all of them pooled."""
     from detect.marked_text import detect_text as run
     from detect.tally import PromptPolicy
+    from detect.terminal import show
     from detect.verdict import Verdict
     from detect.warning import warnings_of
     from watermark.errors import UsageError
@@ -305,8 +309,14 @@ def detect_text(
         )
     source, keys_of = scopes[0]
     chosen = _tokenizer_of(tokenizer, [keys_of])
-    fields = _Fields(prompt_field, response_field, text_field, messages_field, ids_field)
-    corpus = _corpus(inputs, chosen, keys_of, fields=fields, max_malformed=max_malformed, retokenize=retokenize)
+    reading: dict[str, Any] = {
+        "prompt_field": prompt_field,
+        "response_field": response_field,
+        "text_field": text_field,
+        "messages_field": messages_field,
+        "ids_field": ids_field,
+    }
+    corpus = _corpus(inputs, chosen, keys_of.params, retokenize=retokenize, max_malformed=max_malformed, **reading)
     result = run(corpus, keys_of, policy=PromptPolicy(prompts.value), level=level)
     warned = warnings_of(corpus, keys_of, source)
     if json:
@@ -316,7 +326,7 @@ def detect_text(
     else:
         from detect.result_tables import text_tables
 
-        _show(text_tables(result, corpus, warned))
+        show(text_tables(result, corpus, warned))
     if exit_code is not None and result.pooled_verdict is Verdict.DEPENDS:
         raise typer.Exit(exit_code)
 
@@ -349,20 +359,31 @@ def detect_model(
 ) -> None:
     """Test whether a model was trained on marked answers, from its outputs."""
     from detect.distillation import detect_model as run
+    from detect.reference_choice import ReferenceChoice
     from detect.tally import PromptPolicy
+    from detect.terminal import busy, show
     from detect.verdict import Verdict
     from detect.warning import warnings_of, warnings_of_model
 
-    _check_reference(reference, reference_model, save_reference)
+    choice = ReferenceChoice(file=reference, model=reference_model, save=save_reference, top=top)
     scopes = _scopes(keyring, scope)
     chosen = _tokenizer_of(tokenizer, [keys_of for _, keys_of in scopes])
-    fields = _Fields(prompt_field, response_field, text_field, messages_field, ids_field)
+    reading: dict[str, Any] = {
+        "prompt_field": prompt_field,
+        "response_field": response_field,
+        "text_field": text_field,
+        "messages_field": messages_field,
+        "ids_field": ids_field,
+    }
     first = scopes[0][1]
-    corpus = _corpus(inputs, chosen, first, fields=fields, max_malformed=max_malformed, retokenize=retokenize)
-    probabilities = _reference(
-        reference, reference_model, save_reference, corpus, chosen, first, fields=fields, top=top
+    corpus = _corpus(inputs, chosen, first.params, retokenize=retokenize, max_malformed=max_malformed, **reading)
+    probabilities = choice.make(
+        corpus,
+        chosen,
+        first.params,
+        read=lambda file: _corpus([file], chosen, first.params, retokenize=False, **reading),
     )
-    with _busy(f"testing under the key and {decoys:,} decoys"):
+    with busy(f"testing under the key and {decoys:,} decoys"):
         results = run(
             corpus,
             [keys_of for _, keys_of in scopes],
@@ -388,8 +409,8 @@ def detect_model(
         for number, (result, warned) in enumerate(told):
             if number:
                 typer.echo()
-            _show(model_tables(result, corpus, warned))
-        _show(does_not_say())
+            show(model_tables(result, corpus, warned))
+        show(does_not_say())
     if exit_code is not None and any(result.verdict is Verdict.DEPENDS for result in results):
         raise typer.Exit(exit_code)
 
@@ -418,10 +439,12 @@ def calibrate(
 ) -> None:
     """Measure how often the tests call unmarked text marked, over many random keys."""
     from detect.calibration import calibrate as run
+    from detect.reference_choice import ReferenceChoice
     from detect.tally import PromptPolicy
+    from detect.terminal import progress, show
     from watermark.keys import Params
 
-    _check_reference(reference, reference_model, None)
+    choice = ReferenceChoice(file=reference, model=reference_model)
     chosen = _tokenizer(tokenizer)
     params = Params(
         tokenizer=chosen.digest(),
@@ -430,10 +453,18 @@ def calibrate(
         fleet_k=fleet_k,
         account_lanes=0,
     )
-    fields = _Fields(prompt_field, response_field, text_field, messages_field, ids_field)
-    corpus = _corpus(inputs, chosen, params, fields=fields, max_malformed=max_malformed, retokenize=retokenize)
-    probabilities = _reference(reference, reference_model, None, corpus, chosen, params, fields=fields, top=32)
-    with _progress("keys", count) as advance:
+    reading: dict[str, Any] = {
+        "prompt_field": prompt_field,
+        "response_field": response_field,
+        "text_field": text_field,
+        "messages_field": messages_field,
+        "ids_field": ids_field,
+    }
+    corpus = _corpus(inputs, chosen, params, retokenize=retokenize, max_malformed=max_malformed, **reading)
+    probabilities = choice.make(
+        corpus, chosen, params, read=lambda file: _corpus([file], chosen, params, retokenize=False, **reading)
+    )
+    with progress("keys", count) as advance:
         result = run(
             corpus,
             params,
@@ -450,7 +481,7 @@ def calibrate(
     else:
         from detect.result_tables import calibration_table
 
-        _show(calibration_table(result, corpus))
+        show(calibration_table(result, corpus))
 
 
 def _scopes(keyrings: list[Path], names: list[str] | None) -> list[tuple[Keyring, ScopeKeys]]:
@@ -487,161 +518,25 @@ def _tokenizer_of(name: str | None, scopes: list[ScopeKeys]) -> Tokenizer:
     return load_for([(keys_of.name, keys_of.params.tokenizer) for keys_of in scopes], spec=name)
 
 
-class _Fields(NamedTuple):
-    """Names of the fields of a record."""
-
-    prompt: str
-    response: str
-    text: str
-    messages: str
-    ids: str
-
-
-def _corpus(
-    inputs: list[str], tokenizer: Tokenizer, scope: Any, *, fields: _Fields, max_malformed: int, retokenize: bool
-) -> Corpus:
+def _corpus(inputs: list[str], tokenizer: Tokenizer, params: Params, *, retokenize: bool, **reading: Any) -> Corpus:
+    """Read and tokenise; *reading* is what `Reader` takes."""
     from detect.corpus import read_corpus
     from detect.records import Reader
+    from detect.terminal import progress
 
-    reader = Reader(
-        inputs,
-        prompt_field=fields.prompt,
-        response_field=fields.response,
-        text_field=fields.text,
-        messages_field=fields.messages,
-        ids_field=fields.ids,
-        max_malformed=max_malformed,
-    )
-    params = getattr(scope, "params", scope)
-
-    def shown(documents: Iterable[Any]) -> Iterator[Any]:
-        with _progress("records", None) as advance:
+    def shown(documents: Iterable[Document]) -> Iterator[Document]:
+        with progress("records", None) as advance:
             for document in documents:
                 yield document
                 advance(None, 1)
 
-    return read_corpus(reader, tokenizer, params=params, retokenize=retokenize, progress=shown)
-
-
-def _check_reference(file: str | None, model: str | None, save: Path | None) -> None:
-    """Refuse reference options that cannot work, before anything is read or computed."""
-    from watermark.errors import UsageError, printable
-
-    if file is not None and model is not None:
-        raise UsageError("--reference and --reference-model exclude each other: one reference is used, leave one out")
-    if save is None:
-        return
-    if model is None:
-        raise UsageError("--save-reference keeps what --reference-model computes: name a model with it")
-    if save.suffix != ".npz":
-        raise UsageError(f"--save-reference: expected a name that ends in .npz, got {printable(save)}")
-    if not save.absolute().parent.is_dir():
-        raise UsageError(f"--save-reference: no folder {printable(save.absolute().parent)} to write in: make it first")
-
-
-def _reference(
-    file: str | None,
-    model: str | None,
-    save: Path | None,
-    corpus: Corpus,
-    tokenizer: Tokenizer,
-    scope: Any,
-    *,
-    fields: _Fields,
-    top: int,
-) -> Any:
-    """Return the reference that the options name, or None."""
-    params = getattr(scope, "params", scope)
-    if model is not None:
-        with _busy(f"loading {model}"):
-            from watermark.models import load_model
-
-            loaded = load_model(model)
-        from detect.teacher_forcing import read_reference
-
-        with _progress("responses read", len(corpus.responses)) as advance:
-            made = read_reference(
-                loaded, corpus.responses, corpus.prompt_texts, top=top, progress=lambda read: advance(None, read)
-            )
-        if save is not None:
-            made.save(save)
-        return made
-    if file is None:
-        return None
-    if file.endswith(".npz"):
-        from detect.reference import Reference
-
-        return Reference.load(Path(file))
-    from detect.reference import reference_from_outputs
-
-    clean = _corpus([file], tokenizer, scope, fields=fields, max_malformed=0, retokenize=False)
-    if getattr(scope, "fingerprint", None) in clean.fingerprints:
-        from watermark.errors import ReferenceMismatchError
-
-        raise ReferenceMismatchError(
-            f"reference {file}: its records say that they were marked under scope {scope.name}'s parameters. A "
-            "reference must know nothing of the key: take outputs of a model that never saw the mark"
-        )
-    return reference_from_outputs(
-        corpus.responses, clean.responses, window=params.window, tokenizer=tokenizer.digest(), name=file
-    )
-
-
-@contextmanager
-def _progress(what: str, total: int | None) -> Iterator[Callable[[int | None, int], None]]:
-    """Show a progress bar on standard error; the function given is called with (done so far or None, new)."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-
-        def advance(done: int | None, new: int) -> None:
-            bar.update(task, completed=done) if done is not None else bar.advance(task, new)
-
-        yield advance
-
-
-@contextmanager
-def _busy(what: str) -> Iterator[None]:
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(what):
-        yield
+    return read_corpus(Reader(inputs, **reading), tokenizer, params=params, retokenize=retokenize, progress=shown)
 
 
 def _print_json(value: Any) -> None:
     from detect.result_json import dumps
 
     typer.echo(dumps(value))
-
-
-def _show(renderable: Any) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, emoji=False, width=max(console.width, 140))
-    console.print(renderable)
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

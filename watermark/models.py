@@ -47,12 +47,12 @@ class LanguageModel:
         return next(self.model.parameters()).device
 
 
-def load_model(name: str, *, tokenizer: str | None = None) -> LanguageModel:
+def load_model(name: str, *, tokenizer: str | Tokenizer | None = None) -> LanguageModel:
     """Load a model for generation or for reading.
 
     Args:
         name: ``smollm2``, a folder, a ``.gguf`` file, or a hub name.
-        tokenizer: any form that `watermark.tokenizer.load` takes; by default the model's own.
+        tokenizer: one, or any form that `watermark.tokenizer.load` takes; by default the model's own.
 
     Raises:
         MissingExtraError: transformers, or the package with the weights, is not installed.
@@ -93,7 +93,7 @@ def load_model(name: str, *, tokenizer: str | None = None) -> LanguageModel:
     model.generation_config = transformers.GenerationConfig(
         bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
     )
-    chosen = load(tokenizer or _own_tokenizer(name, folder))
+    chosen = tokenizer if isinstance(tokenizer, Tokenizer) else load(tokenizer or _own_tokenizer(name, folder))
     prompt_ids, end_ids = _chat_format(folder, chosen, model)
     loaded = LanguageModel(name=name, model=model, tokenizer=chosen, prompt_ids=prompt_ids, end_ids=end_ids)
     if chosen.vocabulary_size > loaded.width:

@@ -1,0 +1,56 @@
+"""What a person at a terminal sees while a command works, and how its result is printed.
+
+Progress goes to standard error and only to a terminal; results go to standard output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["busy", "progress", "show"]
+
+#: Width of tables that go to a file or a pipe.
+_WIDTH = 140
+
+
+@contextmanager
+def progress(what: str, total: int | None) -> Iterator[Callable[[int | None, int], None]]:
+    """Show a progress bar; the function given is called with (done so far or None, new)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+
+        def advance(done: int | None, new: int) -> None:
+            bar.update(task, completed=done) if done is not None else bar.advance(task, new)
+
+        yield advance
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Show that something is being done that has no measure."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield
+
+
+def show(renderable: RenderableType) -> None:
+    """Print a result; nothing in it is read as markup."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, emoji=False, width=max(console.width, _WIDTH))
+    console.print(renderable)
