@@ -19,7 +19,7 @@ import typer
 
 if TYPE_CHECKING:
     from detect.corpus import Corpus
-    from detect.records import Document
+    from detect.records import Document, Fields
     from watermark.keyring import Keyring
     from watermark.keys import Params, ScopeKeys
     from watermark.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ app.add_typer(detect, name="detect")
 
 
 class Prompts(StrEnum):
-    """Which windows are left out because a suspect may have copied them from its prompt."""
+    """What `detect.tally.PromptPolicy` is, which brings NumPy with it: too slow for `--help`."""
 
     own = "own"
     clean = "clean"
@@ -295,6 +295,7 @@ def detect_text(
 ) -> None:
     """Test whether texts are marked: each document by itself, and all of them pooled."""
     from detect.marked_text import detect_text as run
+    from detect.records import Fields
     from detect.tally import PromptPolicy
     from detect.terminal import show
     from detect.verdict import Verdict
@@ -309,14 +310,10 @@ def detect_text(
         )
     source, keys_of = scopes[0]
     chosen = _tokenizer_of(tokenizer, [keys_of])
-    reading: dict[str, Any] = {
-        "prompt_field": prompt_field,
-        "response_field": response_field,
-        "text_field": text_field,
-        "messages_field": messages_field,
-        "ids_field": ids_field,
-    }
-    corpus = _corpus(inputs, chosen, keys_of.params, retokenize=retokenize, max_malformed=max_malformed, **reading)
+    fields = Fields(
+        prompt=prompt_field, response=response_field, text=text_field, messages=messages_field, token_ids=ids_field
+    )
+    corpus = _corpus(inputs, chosen, keys_of.params, retokenize=retokenize, max_malformed=max_malformed, fields=fields)
     result = run(corpus, keys_of, policy=PromptPolicy(prompts.value), level=level)
     warned = warnings_of(corpus, keys_of, source)
     if json:
@@ -359,6 +356,7 @@ def detect_model(
 ) -> None:
     """Test whether a model was trained on marked answers, from its outputs."""
     from detect.distillation import detect_model as run
+    from detect.records import Fields
     from detect.reference_choice import ReferenceChoice
     from detect.tally import PromptPolicy
     from detect.terminal import busy, show
@@ -368,20 +366,16 @@ def detect_model(
     choice = ReferenceChoice(file=reference, model=reference_model, save=save_reference, top=top)
     scopes = _scopes(keyring, scope)
     chosen = _tokenizer_of(tokenizer, [keys_of for _, keys_of in scopes])
-    reading: dict[str, Any] = {
-        "prompt_field": prompt_field,
-        "response_field": response_field,
-        "text_field": text_field,
-        "messages_field": messages_field,
-        "ids_field": ids_field,
-    }
+    fields = Fields(
+        prompt=prompt_field, response=response_field, text=text_field, messages=messages_field, token_ids=ids_field
+    )
     first = scopes[0][1]
-    corpus = _corpus(inputs, chosen, first.params, retokenize=retokenize, max_malformed=max_malformed, **reading)
+    corpus = _corpus(inputs, chosen, first.params, retokenize=retokenize, max_malformed=max_malformed, fields=fields)
     probabilities = choice.make(
         corpus,
         chosen,
         first.params,
-        read=lambda file: _corpus([file], chosen, first.params, retokenize=False, **reading),
+        read=lambda file: _corpus([file], chosen, first.params, fields=fields),
     )
     with busy(f"testing under the key and {decoys:,} decoys"):
         results = run(
@@ -439,6 +433,7 @@ def calibrate(
 ) -> None:
     """Measure how often the tests call unmarked text marked, over many random keys."""
     from detect.calibration import calibrate as run
+    from detect.records import Fields
     from detect.reference_choice import ReferenceChoice
     from detect.tally import PromptPolicy
     from detect.terminal import progress, show
@@ -453,16 +448,12 @@ def calibrate(
         fleet_k=fleet_k,
         account_lanes=0,
     )
-    reading: dict[str, Any] = {
-        "prompt_field": prompt_field,
-        "response_field": response_field,
-        "text_field": text_field,
-        "messages_field": messages_field,
-        "ids_field": ids_field,
-    }
-    corpus = _corpus(inputs, chosen, params, retokenize=retokenize, max_malformed=max_malformed, **reading)
+    fields = Fields(
+        prompt=prompt_field, response=response_field, text=text_field, messages=messages_field, token_ids=ids_field
+    )
+    corpus = _corpus(inputs, chosen, params, retokenize=retokenize, max_malformed=max_malformed, fields=fields)
     probabilities = choice.make(
-        corpus, chosen, params, read=lambda file: _corpus([file], chosen, params, retokenize=False, **reading)
+        corpus, chosen, params, read=lambda file: _corpus([file], chosen, params, fields=fields)
     )
     with progress("keys", count) as advance:
         result = run(
@@ -472,7 +463,7 @@ def calibrate(
             seed=seed,
             reference=probabilities,
             policy=PromptPolicy(prompts.value),
-            progress=lambda keys_scored: advance(None, keys_scored),
+            progress=advance,
         )
     if json:
         from detect.result_json import calibration_json
@@ -518,8 +509,16 @@ def _tokenizer_of(name: str | None, scopes: list[ScopeKeys]) -> Tokenizer:
     return load_for([(keys_of.name, keys_of.params.tokenizer) for keys_of in scopes], spec=name)
 
 
-def _corpus(inputs: list[str], tokenizer: Tokenizer, params: Params, *, retokenize: bool, **reading: Any) -> Corpus:
-    """Read and tokenise; *reading* is what `Reader` takes."""
+def _corpus(
+    inputs: list[str],
+    tokenizer: Tokenizer,
+    params: Params,
+    *,
+    fields: Fields,
+    retokenize: bool = False,
+    max_malformed: int = 0,
+) -> Corpus:
+    """Read and tokenise, with a progress bar."""
     from detect.corpus import read_corpus
     from detect.records import Reader
     from detect.terminal import progress
@@ -528,9 +527,10 @@ def _corpus(inputs: list[str], tokenizer: Tokenizer, params: Params, *, retokeni
         with progress("records", None) as advance:
             for document in documents:
                 yield document
-                advance(None, 1)
+                advance(1)
 
-    return read_corpus(Reader(inputs, **reading), tokenizer, params=params, retokenize=retokenize, progress=shown)
+    reader = Reader(inputs, fields=fields, max_malformed=max_malformed)
+    return read_corpus(reader, tokenizer, params=params, retokenize=retokenize, progress=shown)
 
 
 def _print_json(value: Any) -> None:
@@ -540,7 +540,7 @@ def _print_json(value: Any) -> None:
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
-    """Leave with one line on standard error, in which no input can hide a line feed or a control character."""
+    """Leave with one line on standard error; *message* is `printable` already."""
     sys.stderr.write(f"taggant: {message}\n")
     raise SystemExit(exit_code) from None
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detect.binomial import green_interval, log10_tails
-from detect.centred import centred_weights
+from detect.centred import centred_weights, statistics_of
 from detect.corpus import Corpus
 from detect.decoys import random_words
 from detect.reference import Reference
@@ -81,6 +81,9 @@ def calibrate(
 ) -> CalibrationResult:
     """Score a corpus under random keys that had no part in it.
 
+    The null of every test, that the text is independent of the key, holds here for each key by construction; so a
+    valid test gives a p at or below a level under at most that share of the keys, within binomial error.
+
     Args:
         corpus: any text that none of the keys has marked, which is any text.
         params: window, gamma and special ids.
@@ -89,6 +92,9 @@ def calibrate(
         reference: for the centred test.
         policy: as in `detect_model`.
         progress: called with the number of keys scored since the last call.
+
+    Raises:
+        ReferenceMismatchError: the reference is of other text.
     """
     tally = tally_of(corpus.responses, params=params, prompts=corpus.prompts, policy=policy, reference=reference)
     in_fleet = tally.in_lanes(range(params.fleet_lanes))
@@ -109,7 +115,7 @@ def calibrate(
     zs = {"count": _z(sums[:, 0], pairs, gamma), "naive z": _z(sums[:, 1], positions, gamma)}
     if reference is not None:
         law = WeightedSum(weights / UNIT, gamma=gamma)
-        statistics = (256.0 * sums[:, 2] - float(k) * float(weights.sum())) / (256 * UNIT)
+        statistics = statistics_of(sums[:, 2], total=int(weights.sum()), k=k)
         log10_ps["centred"] = law.log10_chernoff_many(statistics)
         zs["centred"] = statistics / law.sd
     log10_ps["naive z"] = _normal_tails(zs["naive z"])

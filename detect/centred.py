@@ -24,11 +24,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from detect.multiplicity import rank_p
 from detect.tally import UNIT, Tally
 from detect.weighted_sums import WeightedSum
 from watermark.keys import Params
 
-__all__ = ["CentredTest", "centred_test", "centred_weights", "statistic_of"]
+__all__ = ["CentredTest", "centred_test", "centred_weights", "statistics_of"]
 
 #: Half-width of a 95% interval in standard deviations.
 _Z95 = 1.959963984540054
@@ -79,9 +80,16 @@ def centred_weights(tally: Tally, params: Params) -> npt.NDArray[np.int64]:
     return weights
 
 
-def statistic_of(green_sum: int, *, total: int, k: int) -> float:
-    """Return S from the sum of the weights of green pairs and of all pairs, both in units of 2^-32."""
-    return (256 * green_sum - k * total) / (256 * UNIT)
+def statistics_of(green_sums: npt.NDArray[np.int64], *, total: int, k: int) -> npt.NDArray[np.float64]:
+    """Return S under each of many keys, float64 (K,).
+
+    Args:
+        green_sums: (K,), the sum of the green pairs' weights under each key, in units of 2^-32.
+        total: the sum of all pairs' weights, in the same units.
+        k: gamma in units of 1/256.
+    """
+    # In float64: 256 times a sum over some 8 million tokens passes int64.
+    return np.asarray((256.0 * green_sums - float(k) * total) / (256 * UNIT))
 
 
 def centred_test(
@@ -93,7 +101,7 @@ def centred_test(
     information: int,
     decoy_sums: npt.NDArray[np.int64] | None = None,
 ) -> CentredTest:
-    """Test weighted green bits.
+    """Test weighted green bits. The null, and what a wrong reference costs, are in the module's docstring.
 
     Args:
         weights: (n,), from `centred_weights`.
@@ -101,13 +109,14 @@ def centred_test(
         params: the scope's.
         delta: the teacher's, in logits, for the effect size.
         information: sum over the fleet lanes' windows of `Tally.information`.
-        decoy_sums: for each decoy key the sum of the weights of its green pairs.
+        decoy_sums: (decoys,), for each decoy key the sum of the weights of its green pairs.
     """
     k = params.fleet_k
     gamma = k / 256
     law = WeightedSum(weights / UNIT, gamma=gamma)
     total = int(weights.sum())
-    statistic = statistic_of(int(weights[green].sum()), total=total, k=k)
+    green_sum = int(weights[green].sum())
+    statistic = (256 * green_sum - k * total) / (256 * UNIT)
     # A suspect with tilt tau * delta says green tokens more often by tau * delta * gamma * (1 - gamma) times the
     # occurrence's 1 - sum p^2, to first order; so this is the maximum-likelihood slope at 0.
     per_tau = delta * gamma * (1 - gamma) * information / UNIT
@@ -116,9 +125,9 @@ def centred_test(
     rank: int | None = None
     decoy_z = np.zeros(0)
     if decoy_sums is not None and len(decoy_sums):
-        rank = 1 + int((decoy_sums >= int(weights[green].sum())).sum())
+        rank, _ = rank_p(green_sum, decoys=decoy_sums)
         if law.sd:
-            decoy_z = (256.0 * decoy_sums - float(k) * total) / (256 * UNIT) / law.sd
+            decoy_z = statistics_of(decoy_sums, total=total, k=k) / law.sd
     return CentredTest(
         pairs=int(np.count_nonzero(weights)),
         green=int(np.count_nonzero(green & (weights != 0))),

@@ -41,8 +41,20 @@ class CountTest:
 def count_test(green: int, *, pairs: int, k: int, decoy_rank: int | None = None, decoys: int = 0) -> CountTest:
     """Test whether *green* of *pairs* distinct pairs are more than gamma = k/256 explains.
 
+    The null, and what a small p does not say, are in the module's docstring.
+
     >>> count_test(6615, pairs=24000, k=64).log10_p
     -19.196470544...
+
+    Args:
+        green: number of distinct pairs that are green.
+        pairs: number of distinct pairs scored.
+        k: gamma in units of 1/256.
+        decoy_rank: the key's rank among itself and the decoys, if any were drawn.
+        decoys: how many were drawn.
+
+    Raises:
+        ValueError: *k*, *pairs* or *green* is out of its range.
     """
     low, high = green_interval(green, pairs=pairs) if pairs else (0.0, 1.0)
     return CountTest(

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from watermark.keys import Params, ScopeKeys, Secret, scope_key
+from watermark.prf import LANES
 
 __all__ = ["DECOYS", "decoy_words", "random_words"]
 
@@ -35,7 +36,7 @@ def decoy_words(scope: ScopeKeys, *, count: int = DECOYS, seed: int = 0) -> npt.
 
 @lru_cache(maxsize=4)
 def _decoy_words(name: str, activation: bytes, params: Params, count: int, seed: int) -> npt.NDArray[np.uint64]:
-    words = np.empty((count, 64, 2), dtype=np.uint64)
+    words = np.empty((count, LANES, 2), dtype=np.uint64)
     for i in range(count):
         root = hashlib.sha256(_LABEL + seed.to_bytes(8, "little") + i.to_bytes(8, "little")).digest()
         decoy = ScopeKeys(
@@ -55,4 +56,4 @@ def random_words(count: int, *, seed: int) -> npt.NDArray[np.uint64]:
 
     Cheaper than deriving them, and the same under the null, where lane keys are uniform.
     """
-    return np.random.default_rng(seed).integers(0, 2**64, (count, 64, 2), dtype=np.uint64)
+    return np.random.default_rng(seed).integers(0, 2**64, (count, LANES, 2), dtype=np.uint64)

@@ -58,7 +58,7 @@ class Demo:
     teacher_warnings: list[Warned]
     tokenizer: str
     """Digest of the tokenizer."""
-    commitments: int
+    fitting_commitments: int
     """Commitments to the key's seeds that are shipped and fit the key."""
 
 
@@ -100,7 +100,7 @@ def run_demo(*, decoys: int, growth: bool = True) -> Demo:
         clean_twin=suspect_of("clean-twin"),
         teacher_warnings=warnings_of(teacher_corpus, scope, keyring),
         tokenizer=tokenizer.digest(),
-        commitments=_fitting_commitments(scope.commitments(), examples_path("commitments.json")),
+        fitting_commitments=_fitting_commitments(scope.commitments(), examples_path("commitments.json")),
     )
 
 

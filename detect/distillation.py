@@ -13,7 +13,7 @@ from detect.centred import CentredTest, centred_test, centred_weights
 from detect.corpus import Corpus
 from detect.count import CountTest, count_test
 from detect.decoys import DECOYS, decoy_words
-from detect.multiplicity import holm
+from detect.multiplicity import holm, rank_p
 from detect.reference import Reference
 from detect.tally import PromptPolicy, tally_of
 from detect.verdict import LEVEL, Verdict, verdict_of
@@ -154,7 +154,7 @@ def _detect_one(
         green_said,
         pairs=pairs,
         k=params.fleet_k,
-        decoy_rank=None if sums is None else 1 + int((sums[:, 0] >= green_said).sum()),
+        decoy_rank=None if sums is None else rank_p(green_said, decoys=sums[:, 0])[0],
         decoys=0 if sums is None else len(sums),
     )
     smallest = min_log10_p(pairs, k=params.fleet_k)

@@ -12,7 +12,7 @@ from detect.binomial import log10_tail, min_log10_p
 from detect.corpus import Corpus
 from detect.count import CountTest, count_test
 from detect.multiplicity import holm
-from detect.tally import PromptPolicy, Tally, tally_of
+from detect.tally import PromptPolicy, tally_of
 from detect.verdict import LEVEL, Verdict, verdict_of
 from watermark import kernels
 from watermark.errors import UsageError
@@ -68,6 +68,9 @@ def detect_text(
         policy: which windows are left out for standing in a prompt: a text that quotes a marked prompt is
             not marked for that.
         level: family-wise over the documents, and that of the pooled test.
+
+    Raises:
+        UsageError: *level* is not between 0 and 1.
     """
     if not 0 < level < 1:
         raise UsageError(f"level: expected a probability between 0 and 1, got {level}")
@@ -93,7 +96,7 @@ def detect_text(
         )
         for source, n, g, log10_p, adjusted in zip(corpus.sources, pairs, greens, log10_ps, holm(log10_ps), strict=True)
     ]
-    pooled = pooled_count(tally, green, in_fleet, k=params.fleet_k)
+    pooled = count_test(int((green & in_fleet).sum()), pairs=int(in_fleet.sum()), k=params.fleet_k)
     return TextResult(
         scope=scope.name,
         fingerprint=scope.fingerprint,
@@ -109,11 +112,6 @@ def detect_text(
         left_out_prompt=tally.left_out_prompt,
         prompt_policy=policy.value,
     )
-
-
-def pooled_count(tally: Tally, green: npt.NDArray[np.bool_], in_fleet: npt.NDArray[np.bool_], *, k: int) -> CountTest:
-    """Return the count test over the distinct pairs of all documents."""
-    return count_test(int((green & in_fleet).sum()), pairs=int(in_fleet.sum()), k=k)
 
 
 @kernels.kernel

@@ -60,7 +60,7 @@ def rank_p(statistic: float, *, decoys: npt.ArrayLike) -> tuple[int, int]:
     Raises:
         ValueError: a value is not a number.
     """
-    others = np.asarray(decoys, dtype=np.float64).ravel()
+    others = np.asarray(decoys).ravel()  # As they are: float64 would make ties of integers beyond 2^53.
     if math.isnan(statistic) or bool(np.isnan(others).any()):
         raise ValueError("a statistic is not a number (NaN); its rank among decoys is undefined")
     return 1 + int(np.count_nonzero(others >= statistic)), 1 + others.size

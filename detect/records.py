@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +27,7 @@ from detect.inputs import Input, RawRecord, find_inputs, opened, shown_path
 from detect.strict_json import TOO_DEEP, decode_utf8, parse_object
 from watermark.errors import InputError, TaggantError, UsageError, printable
 
-__all__ = ["Accounting", "Document", "Reader", "Text"]
+__all__ = ["MAX_PROBLEMS", "Accounting", "Document", "Fields", "Reader", "Text"]
 
 #: How many malformed records are kept with their messages.
 MAX_PROBLEMS = 20
@@ -59,6 +59,22 @@ class Document:
     """The fingerprint of the scope that a server recorded."""
     tokenizer: str | None
     """The digest of the tokenizer that a server recorded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fields:
+    """The names of a record's fields. A name that two kinds share belongs to the first of them, in this order."""
+
+    prompt: str = "prompt"
+    """A string, or an array of chat messages."""
+    response: str = "response"
+    """A string."""
+    token_ids: str = "token_ids"  # noqa: S105 - a name
+    """An array of token ids."""
+    messages: str = "messages"
+    """An array of chat messages."""
+    text: str = "text"
+    """A string that is the whole of what was said."""
 
 
 @dataclass(slots=True)
@@ -151,11 +167,7 @@ class Reader:
 
     Args:
         inputs: paths, patterns, or `-`.
-        prompt_field: a string, or an array of chat messages.
-        response_field: a string.
-        ids_field: an array of token ids.
-        text_field: a string that is the whole of what was said.
-        messages_field: an array of chat messages.
+        fields: what the fields of a record are called.
         max_malformed: with up to so many malformed records there is a result.
         stdin: read for `-`; else the process's own.
 
@@ -173,11 +185,7 @@ class Reader:
         self,
         inputs: Sequence[str | Path],
         *,
-        prompt_field: str = "prompt",
-        response_field: str = "response",
-        ids_field: str = "token_ids",
-        text_field: str = "text",
-        messages_field: str = "messages",
+        fields: Fields | None = None,
         max_malformed: int = 0,
         stdin: BinaryIO | None = None,
     ) -> None:
@@ -187,17 +195,10 @@ class Reader:
             raise UsageError(f"expected --max-malformed of 0 or more, got {max_malformed}")
         self.accounting = Accounting()
         self.digests = {}
-        # A name that two options share belongs to the first, so that `--response-field text` means it.
-        fields: dict[str, str] = {}
-        for kind, name in (
-            ("prompt", prompt_field),
-            ("response", response_field),
-            ("token_ids", ids_field),
-            ("messages", messages_field),
-            ("text", text_field),
-        ):
-            fields.setdefault(name, kind)
-        self._fields = fields
+        # The first kind keeps a shared name, so that `--response-field text` means it.
+        self._kinds: dict[str, str] = {}
+        for kind, name in asdict(fields or Fields()).items():
+            self._kinds.setdefault(name, kind)
         self._max_malformed = max_malformed
         self._stdin = stdin
         self._files = find_inputs([str(given) for given in inputs], self.accounting.note)
@@ -250,7 +251,7 @@ class Reader:
             raise InputError(TOO_DEEP) from None
 
     def _of_record(self, source: str, record: dict[str, object]) -> Document:
-        given = {kind: name for name, kind in self._fields.items() if record.get(name) is not None}
+        given = {kind: name for name, kind in self._kinds.items() if record.get(name) is not None}
         answers = [kind for kind in ("response", "text", "messages") if kind in given]
         if len(answers) > 1 or not (answers or "token_ids" in given) or {"messages", "token_ids"} <= given.keys():
             raise InputError(self._misfit(record))
@@ -294,7 +295,7 @@ class Reader:
         return texts
 
     def _misfit(self, record: dict[str, object]) -> str:
-        names = {kind: printable(name, 40) for name, kind in self._fields.items()}
+        names = {kind: printable(name, 40) for name, kind in self._kinds.items()}
         expected = [names[kind] for kind in ("response", "text", "messages", "token_ids") if kind in names]
         first = itertools.islice(record.items(), 8)
         found = [printable(name, 40) + (" (null)" if value is None else "") for name, value in first]

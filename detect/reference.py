@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from watermark.errors import InputError, ReferenceMismatchError, UsageError
+from watermark.errors import InputError, ReferenceMismatchError, UsageError, printable
 
 __all__ = ["SCHEMA", "TOP", "Reference", "on_grid", "reference_from_outputs"]
 
@@ -102,7 +102,11 @@ class Reference:
         return float(-np.log(np.maximum(self.said_p.astype(np.float64), 0.5 / _UNIT)).mean()) if len(self.ids) else 0.0
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file, whole or not at all.
+
+        Raises:
+            UsageError: it cannot be written there.
+        """
         narrow = (
             np.uint16 if max(int(self.top_ids.max(initial=0)), int(self.ids.max(initial=0))) < 1 << 16 else np.uint32
         )
@@ -117,9 +121,18 @@ class Reference:
             "said_p": _packed(self.said_p),
         }
         partial = path.with_name(path.name + ".partial")
-        with open(partial, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(partial, path)
+        try:
+            try:
+                with open(partial, "wb") as file:
+                    np.savez_compressed(file, **arrays)
+                os.replace(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"{printable(path)}: the reference cannot be written there ({error.strerror}). Name a file in a folder "
+                "that you can write to"
+            ) from None
 
     @classmethod
     def load(cls, path: Path) -> Reference:

@@ -97,7 +97,7 @@ class ReferenceChoice:
                 corpus.responses,
                 corpus.prompt_texts,
                 top=self.top,
-                progress=lambda responses: advance(None, responses),
+                progress=advance,
             )
         if self.save is not None:
             made.save(self.save)

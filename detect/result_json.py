@@ -98,7 +98,7 @@ def demo_json(demo: Demo) -> JsonObject:
     """Return what `demo` prints: the student's and the clean twin's results as `detect model` prints them."""
     return {
         **_head("demo"),
-        "commitments_that_fit": demo.commitments,
+        "commitments_that_fit": demo.fitting_commitments,
         "teacher": text_json(demo.teacher, demo.teacher_corpus, demo.teacher_warnings, tokenizer=demo.tokenizer),
         "student": model_json(
             demo.student.result, demo.student.corpus, demo.student.warnings, tokenizer=demo.tokenizer

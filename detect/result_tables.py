@@ -14,7 +14,7 @@ from detect.corpus import Corpus
 from detect.demo import Demo
 from detect.distillation import ModelResult
 from detect.marked_text import TextResult
-from detect.records import Accounting
+from detect.records import MAX_PROBLEMS, Accounting
 from detect.verdict import DOES_NOT_SAY, Verdict
 from detect.warning import Warned
 from watermark.errors import printable
@@ -62,7 +62,7 @@ def _accounting(accounting: Accounting) -> Text:
     lines = [", ".join(parts) + (f" ({reasons})" if reasons else "")]
     lines += [f"malformed: {problem}" for problem in accounting.problems[:_PROBLEMS]]
     if accounting.malformed > _PROBLEMS:
-        lines.append(f"malformed: {accounting.malformed - _PROBLEMS:,} more (--json has the first 20)")
+        lines.append(f"malformed: {accounting.malformed - _PROBLEMS:,} more (--json has the first {MAX_PROBLEMS})")
     lines += [f"beside the records: {count:,} {what}" for what, count in accounting.notes.items()]
     return Text("\n".join(lines))
 
@@ -209,8 +209,8 @@ def demo_story(demo: Demo) -> RenderableType:
         heading("1. A teacher answered under a key"),
         Text(
             f"SmolLM2-135M-Instruct answered {len(demo.teacher.documents):,} prompts with its logits biased by a keyed "
-            f"green list (window {demo.teacher.window}, gamma 1/4, delta {student.delta:g}). The {demo.commitments} "
-            "commitments to the key were public before. Is the text marked?"
+            f"green list (window {demo.teacher.window}, gamma 1/4, delta {student.delta:g}). The "
+            f"{demo.fitting_commitments} commitments to the key were public before. Is the text marked?"
         ),
         Text(
             f"   {teacher.green:,} of {teacher.pairs:,} distinct pairs are green "

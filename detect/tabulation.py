@@ -6,14 +6,10 @@ here knows a key: tables are probed by a mix of the ids themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
-
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from watermark.kernels import kernel
+from watermark.kernels import inline, kernel
 
 __all__ = [
     "MIN_MASS",
@@ -40,25 +36,19 @@ _PART = 8192
 Ids = npt.NDArray[np.uint32]
 Words = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _inline(function: F) -> F:
-    return cast("F", nb.njit(function, nogil=True, inline="always", error_model="numpy"))
-
 
 _U = np.uint64
 _C1 = np.uint64(0x9E3779B97F4A7C15)
 _29, _32, _ONE, _SLOT = np.uint64(29), np.uint64(32), np.uint64(1), np.uint64(20)
 
 
-@_inline
+@inline
 def _name(ids, end, h):
     """A nonzero 64-bit name of the window before position `end`: exact for h <= 2, else a hash (no key, no secret)."""
     if h == 1:
         return _U(ids[end - 1]) + _ONE
     if h == 2:
-        # ids are below 2^32 - 1 wherever a vocabulary is: the sum cannot wrap to 0 (`Params` and `tally_of` see to it).
+        # ids are below 2^32 - 1 wherever a vocabulary is: the sum cannot wrap to 0 (`tally_of` sees to it).
         return ((_U(ids[end - 2]) << _32) | _U(ids[end - 1])) + _ONE
     x = _U(h)
     for i in range(end - h, end):
@@ -67,7 +57,7 @@ def _name(ids, end, h):
     return x | _ONE
 
 
-@_inline
+@inline
 def _equal(a, i, b, j, h):
     """Whether the windows before a[i] and before b[j], which have one name, are the same."""
     if h > 2:
@@ -77,19 +67,19 @@ def _equal(a, i, b, j, h):
     return True
 
 
-@_inline
+@inline
 def _mixed(name):
     """A name's bits, stirred: the high ones choose a part, those from `_SLOT` on a slot."""
     return (name ^ (name >> _29)) * _C1
 
 
-@_inline
+@inline
 def _slot(name, mask):
     """Where in a table of mask + 1 slots to look first."""
     return np.int64((_mixed(name) >> _SLOT) & _U(mask))
 
 
-@_inline
+@inline
 def _is_special(special, v):
     """Whether `v` is among the sorted special ids."""
     if special.shape[0] == 0 or v < special[0] or v > special[-1]:
@@ -252,7 +242,7 @@ def times(numbers: npt.NDArray[np.int32], count: int) -> Counts:
     return found
 
 
-@_inline
+@inline
 def _find(table, name, mask):
     """The slot of `name` in a table of rows (name, index), or the empty slot where it belongs."""
     s = _slot(name, mask)
@@ -261,7 +251,7 @@ def _find(table, name, mask):
     return s
 
 
-@_inline
+@inline
 def _doubled(table):
     """A table of twice the size with the same rows."""
     larger = np.zeros((2 * table.shape[0], 2), np.uint64)
@@ -273,7 +263,7 @@ def _doubled(table):
     return larger
 
 
-@_inline
+@inline
 def _extended(values, new):
     """The values at the front of a longer array."""
     new[: values.shape[0]] = values

@@ -103,6 +103,7 @@ def tally_of(
 
     Raises:
         ReferenceMismatchError: the reference is of other ids.
+        ValueError: an id is 2^32 - 1.
     """
     ids, starts = _joined(responses)
     if len(ids) and int(ids.max()) == 2**32 - 1:

@@ -18,8 +18,8 @@ _WIDTH = 140
 
 
 @contextmanager
-def progress(what: str, total: int | None) -> Iterator[Callable[[int | None, int], None]]:
-    """Show a progress bar; the function given is called with (done so far or None, new)."""
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar; the function given is called with how many were done since the last call."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -28,13 +28,13 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[int | None, int
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    if not console.is_terminal:
+        yield lambda new: None
+        return
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=total)
 
-        def advance(done: int | None, new: int) -> None:
-            bar.update(task, completed=done) if done is not None else bar.advance(task, new)
-
-        yield advance
+        yield lambda new: bar.advance(task, new)
 
 
 @contextmanager

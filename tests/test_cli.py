@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import inspect
 import io
 import json
 import os
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,13 @@ import typer
 
 import cli
 import watermark.tokenizer
-from detect.reference import Reference
+from detect.decoys import DECOYS
+from detect.records import Fields
+from detect.reference import TOP, Reference
+from detect.tally import PromptPolicy
+from detect.verdict import LEVEL
 from watermark import kernels
+from watermark.errors import UsageError
 from watermark.keyring import Keyring
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference.md"
@@ -394,6 +400,27 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(
 
 
 # In a process of its own, since NumPy leaves the file open when it is not whole.
+def test_the_defaults_are_those_of_the_library() -> None:
+    """The command line says them again, since importing them would bring NumPy in before `--help`."""
+    model, text = inspect.signature(cli.detect_model).parameters, inspect.signature(cli.detect_text).parameters
+    assert (model["level"].default, text["level"].default) == (LEVEL, LEVEL)
+    assert (model["decoys"].default, inspect.signature(cli.demo).parameters["decoys"].default) == (DECOYS, DECOYS)
+    assert model["top"].default == TOP
+    assert model["prompts"].default.value == PromptPolicy.OWN.value
+    assert {prompts.value for prompts in cli.Prompts} == {policy.value for policy in PromptPolicy}
+    assert {name: parameter.default for name, parameter in model.items() if name.endswith("_field")} == {
+        f"{'ids' if kind == 'token_ids' else kind}_field": name for kind, name in asdict(Fields()).items()
+    }
+
+
+def test_a_reference_that_cannot_be_saved_is_told(files: Path) -> None:
+    reference = Reference.load(files / "flat.npz")
+    (files / "taken.npz").mkdir()
+    with pytest.raises(UsageError, match=r"taken\.npz: the reference cannot be written there"):
+        reference.save(files / "taken.npz")
+    assert not (files / "taken.npz.partial").exists()
+
+
 def test_a_reference_that_was_cut_is_told(files: Path) -> None:
     process = spawn([*MODEL, "--decoys", "0", "--reference", "cut.npz"], files, stdout=subprocess.PIPE)
     out, err = process.communicate(timeout=60)

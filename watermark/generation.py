@@ -87,7 +87,7 @@ def generate(
     green_list: GreenList | None,
     out: Path,
     sampling: Sampling | None = None,
-    progress: Callable[[int, int], None] = lambda answers, tokens: None,
+    progress: Callable[[int], None] = lambda answers: None,
 ) -> int:
     """Answer every prompt and write one JSON line each to *out*.
 
@@ -100,7 +100,7 @@ def generate(
         green_list: the mark, or None for unmarked answers.
         out: the file to write; it must not exist.
         sampling: how answers are drawn.
-        progress: called after each batch with (answers done, tokens made by it).
+        progress: called with the number of answers made since the last call, first those of an earlier part of the run.
 
     Returns:
         The number of tokens made, those of an earlier part of the run included.
@@ -119,7 +119,7 @@ def generate(
     made_with = _made_with(model, green_list, sampling)
     partial = out.with_name(out.name + ".partial")
     done, tokens = _resume(partial, prompts, made_with, sampling.batch_size)
-    progress(done, tokens)
+    progress(done)
     try:
         file = open(partial, "a", encoding="utf-8")
     except OSError as error:
@@ -132,9 +132,8 @@ def generate(
                 file.write(_line(prompt, ids, model, made_with))
             file.flush()
             os.fsync(file.fileno())
-            made = sum(len(ids) for ids in answers)
-            tokens += made
-            progress(start + len(batch), made)
+            tokens += sum(len(ids) for ids in answers)
+            progress(len(batch))
     os.replace(partial, out)
     return tokens
 

@@ -20,7 +20,7 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CACHE", "add_to_green", "green", "green_sums", "kernel", "lanes", "row", "seeds", "uniform"]
+__all__ = ["CACHE", "add_to_green", "green", "green_sums", "inline", "kernel", "lanes", "row", "seeds", "uniform"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,7 +48,8 @@ def kernel(function: F) -> F:
     return cast("F", nb.njit(function, nogil=True, cache=CACHE, boundscheck=False, error_model="numpy"))
 
 
-def _inline(function: F) -> F:
+def inline(function: F) -> F:
+    """Compile *function* into the kernels that call it, which are in its own file."""
     return cast("F", nb.njit(function, nogil=True, inline="always", error_model="numpy"))
 
 
@@ -72,7 +73,7 @@ _30, _27, _31, _56 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(56)
 _LANE_MASK = np.uint64(63)
 
 
-@_inline
+@inline
 def _round(v0, v1, v2, v3):
     v0 += v1
     v2 += v3
@@ -87,7 +88,7 @@ def _round(v0, v1, v2, v3):
     return v0, v1, v2, v3
 
 
-@_inline
+@inline
 def _sip(k0, k1, ids, start, h):
     """SipHash-2-4 of the h ids that begin at ids[start]."""
     v0 = k0 ^ _SIP_0
@@ -115,7 +116,7 @@ def _sip(k0, k1, ids, start, h):
     return v0 ^ v1 ^ v2 ^ v3
 
 
-@_inline
+@inline
 def _mix(seed, token):
     """SplitMix64's output for state `seed` at index `token`."""
     z = seed + (_U(token) + _ONE) * _GOLDEN

@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import stat
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -80,7 +81,12 @@ class Keyring:
 
     @classmethod
     def create(cls, scope: str, *, params: Params, delta: float, root: Secret | None = None) -> Keyring:
-        """Draw a new root (or take *root*, 32 bytes) and put one active scope under it."""
+        """Draw a new root (or take *root*, 32 bytes) and put one active scope under it.
+
+        Raises:
+            KeyringError: *root* is not 32 bytes long.
+            UsageError: the name or delta is out of its range.
+        """
         if root is None:
             root = Secret(secrets.token_bytes(32))
         if len(root) != 32:
@@ -124,7 +130,9 @@ class Keyring:
                 "this keyring is published: anyone could mark with it. Make your own: taggant keys create --out FILE"
             )
         if state != "active":
-            raise KeyringError(f"scope {keys_of.name} is {state}: only an active scope marks")
+            raise KeyringError(
+                f"scope {keys_of.name} is {state}: only an active scope marks. Name another with --scope"
+            )
         return keys_of
 
     def publish(self) -> Keyring:
@@ -146,7 +154,8 @@ class Keyring:
             raise KeyringError(f"{path}: cannot create the key file: {error.strerror}") from None
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                os.fchmod(descriptor, mode)  # The umask may have taken bits away; it must not have the say here.
+                if sys.platform != "win32":
+                    os.fchmod(descriptor, mode)  # The umask may have taken bits away; it must not have the say here.
                 file.write(json.dumps(_to_json(self), indent=1) + "\n")
                 file.flush()
                 os.fsync(descriptor)
@@ -172,7 +181,8 @@ class Keyring:
         keyring = _parsed(content)
         if isinstance(keyring, str):
             raise KeyringError(f"{path}: {keyring}")
-        if not keyring.published and mode & 0o077:
+        # Windows has no such bits (every file shows 0666): there the folder's access list says who may read.
+        if not keyring.published and sys.platform != "win32" and mode & 0o077:
             raise KeyringError(
                 f"{path}: others can read this key file (mode {mode:04o}). Mend it: chmod 600 {quote(str(path))}"
             )

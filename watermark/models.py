@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["LanguageModel", "load_model"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LanguageModel:
     """A causal language model with the tokenizer and the chat format that go with it."""
 
@@ -123,7 +123,13 @@ def _own_tokenizer(name: str, folder: str) -> str:
         return folder
     from huggingface_hub import hf_hub_download
 
-    return str(hf_hub_download(name, "tokenizer.json"))
+    try:
+        return str(hf_hub_download(name, "tokenizer.json"))
+    except Exception as error:  # The hub's own, and its HTTP client's.
+        raise TokenizerError(
+            f"model {printable(name)!r}: its tokenizer.json could not be had from the hub ({type(error).__name__}): "
+            "name a tokenizer with --tokenizer"
+        ) from None
 
 
 def _chat_format(folder: str, tokenizer: Tokenizer, model: Any) -> tuple[Callable[[str], list[int]], tuple[int, ...]]:

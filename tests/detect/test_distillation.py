@@ -146,7 +146,7 @@ def test_a_copier_is_not_accused() -> None:
 
 
 def test_several_scopes_share_the_level_by_holm() -> None:
-    scopes = [scope_of(number=n) for n in (1, 2, 3)]
+    scopes = [scope_of(key=n) for n in (1, 2, 3)]
     for n, scope in enumerate(scopes):
         object.__setattr__(scope, "name", f"s{n}")
     text = corpus_of([marked(scopes[1], 300, share=0.5, seed=3)])

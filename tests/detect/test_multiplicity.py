@@ -65,6 +65,10 @@ def test_rank_counts_ties_against_the_finding() -> None:
         rank_p(1.0, decoys=[1.0, math.nan])
 
 
+def test_rank_keeps_integers_apart_that_float64_does_not() -> None:
+    assert rank_p(2**60, decoys=np.array([2**60 - 1], dtype=np.int64)) == (1, 2)
+
+
 def test_rank_is_uniform_under_the_null() -> None:
     draws = np.random.default_rng(3).integers(0, 30, size=(4000, 20))
     p = np.array([rank / count for rank, count in (rank_p(row[0], decoys=row[1:]) for row in draws)])

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detect import conversation, inputs
-from detect.records import Accounting, Document, Reader, Text
+from detect.records import Accounting, Document, Fields, Reader, Text
 from watermark.errors import InputError, TaggantError, UsageError
 
 GOOD = b'{"prompt": "Why?", "response": "Because."}'
@@ -133,13 +133,20 @@ def test_scope_and_tokenizer_that_the_server_recorded() -> None:
 
 def test_field_names() -> None:
     record = {"question": "p", "answer": "r", "ids": [3], "prompt": 1, "response": 2, "token_ids": 3}
-    options = {"prompt_field": "question", "response_field": "answer", "ids_field": "ids"}
-    assert plain(only(record, **options).texts[0]) == ("response", "r", [3], ("p",))
-    assert plain(only({"body": "t", "text": 5}, text_field="body").texts[0]) == ("text", "t", None, None)
-    assert only({"chat": [{"role": "assistant", "content": "a"}]}, messages_field="chat").texts[0].response == "a"
+    fields = Fields(prompt="question", response="answer", token_ids="ids")  # noqa: S106 - a name
+    assert plain(only(record, fields=fields).texts[0]) == ("response", "r", [3], ("p",))
+    assert plain(only({"body": "t", "text": 5}, fields=Fields(text="body")).texts[0]) == ("text", "t", None, None)
+    assert (
+        only({"chat": [{"role": "assistant", "content": "a"}]}, fields=Fields(messages="chat")).texts[0].response == "a"
+    )
     # A shared name belongs to the option that was given it.
-    assert plain(only({"text": "r"}, response_field="text").texts[0]) == ("response", "r", None, None)
-    assert plain(only({"text": "p", "response": "r"}, prompt_field="text").texts[0]) == ("response", "r", None, ("p",))
+    assert plain(only({"text": "r"}, fields=Fields(response="text")).texts[0]) == ("response", "r", None, None)
+    assert plain(only({"text": "p", "response": "r"}, fields=Fields(prompt="text")).texts[0]) == (
+        "response",
+        "r",
+        None,
+        ("p",),
+    )
 
 
 # Conversations.

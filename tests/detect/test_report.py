@@ -181,7 +181,7 @@ def demo_of() -> Demo:
         ),
         teacher_warnings=[Warned.NOT_ACTIVATED, Warned.PUBLISHED],
         tokenizer="9897" * 16,
-        commitments=65,
+        fitting_commitments=65,
     )
 
 
@@ -342,7 +342,7 @@ def test_it_says_what_it_does_not_say(html: str) -> None:
 
 
 def test_a_key_that_was_not_committed_to_is_said_so(demo: Demo, written: Callable[[Demo], str]) -> None:
-    text = Page(written(replace(demo, commitments=64))).text
+    text = Page(written(replace(demo, fitting_commitments=64))).text
     assert "Only 64 of 65 published commitments fit the key" in text
     assert "this is not the key that was committed to" in text
 

@@ -24,13 +24,21 @@ def corpus_of(responses: list[np.ndarray], prompts: list[list[np.ndarray]] | Non
 
 
 def scope_of(
-    *, number: int = 1, window: int = 1, account_lanes: int = 0, special_ids: tuple[int, ...] = (), fleet_k: int = 64
+    *,
+    key: int = 1,
+    window: int = 1,
+    delta: float = 2.0,
+    special_ids: tuple[int, ...] = (),
+    fleet_k: int = 64,
+    account_k: int = 128,
+    account_lanes: int = 0,
 ) -> ScopeKeys:
     params = Params(
         tokenizer="00" * 32,
         special_ids=special_ids,
         window=window,
-        account_lanes=account_lanes,
         fleet_k=fleet_k,
+        account_k=account_k,
+        account_lanes=account_lanes,
     )
-    return ScopeKeys(name="test", params=params, delta=2.0, key=Secret(number.to_bytes(32, "little")))
+    return ScopeKeys(name="test", params=params, delta=delta, key=Secret(key.to_bytes(32, "little")))

@@ -6,6 +6,7 @@ The random model's logits are nearly uniform, so that its tokens have some 15 bi
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -111,9 +112,12 @@ def uninterrupted(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("uninterrupted") / "answers.jsonl"
     partial = out.with_name("answers.jsonl.partial")
 
-    def snapshot(done: int, made: int) -> None:
+    steps: list[int] = []
+
+    def snapshot(new: int) -> None:
+        steps.append(new)
         if partial.exists():
-            shutil.copy(partial, out.with_name(f"after-{done}"))
+            shutil.copy(partial, out.with_name(f"after-{sum(steps)}"))
 
     generate(tiny, PROMPTS, green_list=green_list_of(), out=out, sampling=FEW, progress=snapshot)
     return out
@@ -197,24 +201,24 @@ def test_a_run_killed_after_a_batch_goes_on_to_the_same_bytes(
 ) -> None:
     """The snapshot is what lay on disk while the run went on: what a kill at that moment leaves."""
     shutil.copy(uninterrupted.with_name(f"after-{done}"), tmp_path / "a.jsonl.partial")
-    steps: list[tuple[int, int]] = []
+    steps: list[int] = []
     tokens = generate(
         tiny,
         PROMPTS,
         green_list=green_list_of(),
         out=tmp_path / "a.jsonl",
         sampling=FEW,
-        progress=lambda *step: steps.append(step),
+        progress=steps.append,
     )
     assert (tmp_path / "a.jsonl").read_bytes() == uninterrupted.read_bytes()
-    assert steps == [(done, 12 * done), *[step for step in ((8, 48), (10, 24)) if step[0] > done]]
+    assert list(itertools.accumulate(steps)) == [done, *[answers for answers in (8, 10) if answers > done]]
     assert tokens == 120
 
 
 @pytest.mark.models
 def test_a_run_that_an_exception_ends_goes_on_to_the_same_bytes(tiny: Any, uninterrupted: Path, tmp_path: Path) -> None:
-    def interrupt(done: int, made: int) -> None:
-        if done == 4:
+    def interrupt(new: int) -> None:
+        if new == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

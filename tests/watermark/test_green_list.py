@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import threading
 from typing import Any
 
+import builders
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,31 +18,12 @@ from watermark import green_list as module
 from watermark import kernels, prf
 from watermark.errors import UsageError
 from watermark.green_list import GreenList, before_temperature, entropy_bits
-from watermark.keys import Params, ScopeKeys, Secret
+from watermark.keys import ScopeKeys
+
+scope_of = functools.partial(builders.scope_of, window=2)
 
 #: A quiet NaN with a payload, and its opposite.
 NAN = np.array([0x7FC0_1234, 0xFFC0_4321], dtype=np.uint32).view(np.float32)
-
-
-def scope_of(
-    *,
-    key: int = 1,
-    window: int = 2,
-    delta: float = 2.0,
-    account_lanes: int = 0,
-    special_ids: tuple[int, ...] = (),
-    fleet_k: int = 64,
-    account_k: int = 128,
-) -> ScopeKeys:
-    params = Params(
-        tokenizer="00" * 32,
-        special_ids=special_ids,
-        window=window,
-        fleet_k=fleet_k,
-        account_k=account_k,
-        account_lanes=account_lanes,
-    )
-    return ScopeKeys(name="test", params=params, delta=delta, key=Secret(key.to_bytes(32, "little")))
 
 
 def random_windows(rows: int, h: int, seed: int = 0, vocabulary: int = 2**32) -> np.ndarray:
