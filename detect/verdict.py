@@ -36,6 +36,7 @@ def verdict_of(log10_p: float, *, smallest: float, log10_level: float) -> Verdic
         smallest: the log10 p of the most extreme outcome that this evidence could have had, corrected alike.
         log10_level: log10 of the level.
     """
-    if smallest > log10_level:
-        return Verdict.TOO_SHORT
-    return Verdict.DEPENDS if log10_p <= log10_level else Verdict.NO_SIGN
+    if log10_p <= log10_level:
+        return Verdict.DEPENDS
+    # By Holm a finding beside others may need less than the smallest p by Bonferroni: it is one all the same.
+    return Verdict.TOO_SHORT if smallest > log10_level else Verdict.NO_SIGN

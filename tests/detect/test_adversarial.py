@@ -273,7 +273,6 @@ def test_windows_do_not_run_from_one_message_of_a_prompt_into_the_next() -> None
     assert detect_model(joined, [scope_of(window=2)], decoys=0)[0].left_out_prompt == 1
 
 
-@pytest.mark.xfail(strict=True, reason="verdict_of looks at Bonferroni's smallest p before it looks at Holm's p")
 def test_a_finding_by_holm_is_not_called_too_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten green pairs are at the level by themselves; beside a document that shows, Holm does not take that away."""
     monkeypatch.setattr(marked_text, "kernels", Painted(np.ones(50 + 10, dtype=np.bool_)))
