@@ -313,7 +313,15 @@ def detect_text(
     fields = Fields(
         prompt=prompt_field, response=response_field, text=text_field, messages=messages_field, token_ids=ids_field
     )
-    corpus = _corpus(inputs, chosen, keys_of.params, retokenize=retokenize, max_malformed=max_malformed, fields=fields)
+    corpus = _corpus(
+        inputs,
+        chosen,
+        keys_of.params,
+        retokenize=retokenize,
+        max_malformed=max_malformed,
+        fields=fields,
+        every_prompt=prompts is Prompts.marked,
+    )
     result = run(corpus, keys_of, policy=PromptPolicy(prompts.value), level=level)
     warned = warnings_of(corpus, keys_of, source)
     if json:
@@ -370,7 +378,15 @@ def detect_model(
         prompt=prompt_field, response=response_field, text=text_field, messages=messages_field, token_ids=ids_field
     )
     first = scopes[0][1]
-    corpus = _corpus(inputs, chosen, first.params, retokenize=retokenize, max_malformed=max_malformed, fields=fields)
+    corpus = _corpus(
+        inputs,
+        chosen,
+        first.params,
+        retokenize=retokenize,
+        max_malformed=max_malformed,
+        fields=fields,
+        every_prompt=prompts is Prompts.marked,
+    )
     probabilities = choice.make(
         corpus,
         chosen,
@@ -451,7 +467,15 @@ def calibrate(
     fields = Fields(
         prompt=prompt_field, response=response_field, text=text_field, messages=messages_field, token_ids=ids_field
     )
-    corpus = _corpus(inputs, chosen, params, retokenize=retokenize, max_malformed=max_malformed, fields=fields)
+    corpus = _corpus(
+        inputs,
+        chosen,
+        params,
+        retokenize=retokenize,
+        max_malformed=max_malformed,
+        fields=fields,
+        every_prompt=prompts is Prompts.marked,
+    )
     probabilities = choice.make(
         corpus, chosen, params, read=lambda file: _corpus([file], chosen, params, fields=fields)
     )
@@ -517,6 +541,7 @@ def _corpus(
     fields: Fields,
     retokenize: bool = False,
     max_malformed: int = 0,
+    every_prompt: bool = False,
 ) -> Corpus:
     """Read and tokenise, with a progress bar."""
     from detect.corpus import read_corpus
@@ -530,7 +555,9 @@ def _corpus(
                 advance(1)
 
     reader = Reader(inputs, fields=fields, max_malformed=max_malformed)
-    return read_corpus(reader, tokenizer, params=params, retokenize=retokenize, progress=shown)
+    return read_corpus(
+        reader, tokenizer, params=params, retokenize=retokenize, every_prompt=every_prompt, progress=shown
+    )
 
 
 def _print_json(value: Any) -> None:

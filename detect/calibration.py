@@ -96,7 +96,14 @@ def calibrate(
     Raises:
         ReferenceMismatchError: the reference is of other text.
     """
-    tally = tally_of(corpus.responses, params=params, prompts=corpus.prompts, policy=policy, reference=reference)
+    tally = tally_of(
+        corpus.responses,
+        params=params,
+        prompts=corpus.prompts,
+        echoes=corpus.echoes,
+        policy=policy,
+        reference=reference,
+    )
     in_fleet = tally.in_lanes(range(params.fleet_lanes))
     said = in_fleet & (tally.said > 0)
     weights = centred_weights(tally, params)

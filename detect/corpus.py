@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from detect.echo import Echoes
 from detect.records import Accounting, Document, Reader, Text
 from watermark.errors import InputError
 from watermark.keys import Params
@@ -39,6 +40,8 @@ class Corpus:
     """Texts whose prompt is not recorded: echoes of it can't be left out."""
     from_ids: int
     """Texts scored by the ids in the record; the others were tokenised from their text."""
+    echoes: list[npt.NDArray[np.bool_]] = field(default_factory=list)
+    """For each text, which of its ids repeat a prompt (`detect.echo`)."""
     fingerprints: frozenset[str] = field(default_factory=frozenset)
     """Scope fingerprints that records name."""
 
@@ -55,6 +58,7 @@ class Corpus:
             prompts=self.prompts[:texts],
             prompt_texts=self.prompt_texts[:texts],
             document=self.document[:texts],
+            echoes=self.echoes[:texts],
         )
 
 
@@ -64,6 +68,7 @@ def read_corpus(
     *,
     params: Params,
     retokenize: bool = False,
+    every_prompt: bool = False,
     progress: Callable[[Iterable[Document]], Iterable[Document]] = lambda documents: documents,
 ) -> Corpus:
     """Read and tokenise everything that *reader* yields.
@@ -77,6 +82,8 @@ def read_corpus(
         tokenizer: the generating model's.
         params: the scope's: a document without a text longer than the window is excluded.
         retokenize: tokenise the text even where there are ids.
+        every_prompt: look in each text for echoes of every record's prompt, not of its own alone (for
+            `PromptPolicy.MARKED`).
         progress: wraps the documents, e.g. in a progress bar.
 
     Raises:
@@ -115,7 +122,13 @@ def read_corpus(
             prompt_texts.append(earlier)
             owners.append(len(sources))
         sources.append(document.source)
+    echoes = Echoes(tokenizer)
+    everywhere = echoes.passages({piece for earlier in prompt_texts for piece in earlier}) if every_prompt else None
     return Corpus(
+        echoes=[
+            echoes.find(ids, echoes.passages(earlier) if everywhere is None else everywhere)
+            for ids, earlier in zip(responses, prompt_texts, strict=True)
+        ],
         responses=responses,
         prompts=prompts,
         prompt_texts=prompt_texts,

@@ -131,7 +131,14 @@ def _detect_one(
             f"reference {reference.name}: made with another tokenizer than scope {scope.name}'s; "
             "make it again with the scope's"
         )
-    tally = tally_of(corpus.responses, params=params, prompts=corpus.prompts, policy=policy, reference=reference)
+    tally = tally_of(
+        corpus.responses,
+        params=params,
+        prompts=corpus.prompts,
+        echoes=corpus.echoes,
+        policy=policy,
+        reference=reference,
+    )
     bounds = params.bounds()
     in_fleet = tally.in_lanes(range(params.fleet_lanes))
     said = in_fleet & (tally.said > 0)

@@ -75,7 +75,7 @@ def detect_text(
     if not 0 < level < 1:
         raise UsageError(f"level: expected a probability between 0 and 1, got {level}")
     params = scope.params
-    tally = tally_of(corpus.responses, params=params, prompts=corpus.prompts, policy=policy)
+    tally = tally_of(corpus.responses, params=params, prompts=corpus.prompts, echoes=corpus.echoes, policy=policy)
     seeds = kernels.seeds(scope.lane_words(), tally.windows, tally.lanes)
     green = kernels.green(seeds, params.bounds()[tally.lanes], tally.pair_window, tally.tokens)
     in_fleet = tally.in_lanes(range(params.fleet_lanes))

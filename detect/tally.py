@@ -46,7 +46,7 @@ class PromptPolicy(Enum):
     CLEAN = "clean"
     """None: the prompts are declared to hold no marked text."""
     MARKED = "marked"
-    """Those of every record's prompt: the prompts are known to hold marked text. Rigorous, and costly at width 1."""
+    """Those of every record's prompt: the prompts are known to hold marked text. Costly at width 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +89,7 @@ def tally_of(
     *,
     params: Params,
     prompts: Sequence[Sequence[Ids]] = (),
+    echoes: Sequence[npt.NDArray[np.bool_]] = (),
     policy: PromptPolicy = PromptPolicy.OWN,
     reference: Reference | None = None,
 ) -> Tally:
@@ -98,6 +99,7 @@ def tally_of(
         responses: each response's ids, uint32.
         params: the scope's: window and special ids.
         prompts: for each response the texts before it, each tokenised alone; empty if none are recorded.
+        echoes: for each response which of its ids repeat a prompt (`detect.echo`); empty if none were looked for.
         policy: which windows are left out for standing in a prompt.
         reference: probabilities aligned with the responses' ids.
 
@@ -123,6 +125,10 @@ def tally_of(
             whole = np.array([0, len(ids)], dtype=np.int64)
             groups = np.array([0, len(pieces)], dtype=np.int64)
             leave_out(ids, whole, valid, prompt_ids, piece_starts, groups, params.window)
+    if echoes and policy is not PromptPolicy.CLEAN:
+        echoed = np.concatenate(echoes)
+        for back in range(1, params.window + 1):
+            valid[back:] &= ~echoed[:-back]
     left_out = before - int(valid.sum())
     # A window of h ids is numbered as its first h - 1, numbered, and the last: names are exact, and nothing is hashed
     # that could collide.

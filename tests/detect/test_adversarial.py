@@ -19,6 +19,7 @@ from detect.binomial import log10_tail
 from detect.calibration import calibrate
 from detect.decoys import decoy_words
 from detect.distillation import ModelResult, detect_model
+from detect.echo import Echoes
 from detect.marked_text import detect_text
 from detect.reference import Reference, reference_from_outputs
 from detect.tally import PromptPolicy, tally_of
@@ -283,7 +284,6 @@ def test_a_finding_by_holm_is_not_called_too_short(monkeypatch: pytest.MonkeyPat
     assert documents[1].verdict is Verdict.DEPENDS
 
 
-@pytest.mark.xfail(strict=True, reason="an echo is known by its ids alone, and a copy may be cut into others")
 @pytest.mark.parametrize(
     "asked",
     [
@@ -302,7 +302,11 @@ def test_a_clean_model_that_repeats_marked_prompts_is_not_accused(
     answers = [json.loads(line)["response"] for line in lines]
     corpus = corpus_of([smollm2.encode(text) for text in answers], [[smollm2.encode(asked(text))] for text in answers])
     scope = Keyring.load(examples_path("keyring.json")).scope()
-    result = detect_model(
-        replace(corpus, prompt_texts=[(asked(text),) for text in answers]), [scope], policy=policy, decoys=0
-    )
+    echoes = Echoes(smollm2)
+    every = echoes.passages(map(asked, answers)) if policy is PromptPolicy.MARKED else None
+    found = [
+        echoes.find(ids, echoes.passages([asked(text)]) if every is None else every)
+        for ids, text in zip(corpus.responses, answers, strict=True)
+    ]
+    result = detect_model(replace(corpus, echoes=found), [scope], policy=policy, decoys=0)
     assert result[0].log10_p > -4

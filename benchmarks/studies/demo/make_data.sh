@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make examples/ again from nothing, with another key: 45 minutes on two idle cores. See README.md beside this.
+# Make examples/ again from nothing, with another key: most of an hour on two busy cores. See README.md beside this.
 #
 #     benchmarks/studies/demo/make_data.sh OUT_DIR
 set -euo pipefail
