@@ -124,7 +124,7 @@ def calibrate(
         law = WeightedSum(weights / UNIT, gamma=gamma)
         statistics = statistics_of(sums[:, 2], total=int(weights.sum()), k=k)
         log10_ps["centred"] = law.log10_chernoff_many(statistics)
-        zs["centred"] = statistics / law.sd
+        zs["centred"] = statistics / law.sd if law.sd else np.zeros(keys)
     log10_ps["naive z"] = _normal_tails(zs["naive z"])
     return CalibrationResult(
         keys=keys,

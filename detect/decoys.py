@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from watermark.errors import UsageError
 from watermark.keys import Params, ScopeKeys, Secret, scope_key
 from watermark.prf import LANES
 
@@ -31,6 +32,8 @@ def decoy_words(scope: ScopeKeys, *, count: int = DECOYS, seed: int = 0) -> npt.
     Returns:
         uint64 of shape (count, 64, 2).
     """
+    if not 0 <= seed < 2**64:
+        raise UsageError(f"decoy seed: expected 0 to {2**64 - 1}, got {seed}")
     return _decoy_words(scope.name, scope.activation, scope.params, count, seed)
 
 

@@ -183,3 +183,8 @@ def test_levels_out_of_range(level: float) -> None:
 
 def test_an_empty_corpus_is_too_short() -> None:
     assert detect_model(corpus_of([]), [scope_of()])[0].verdict is Verdict.TOO_SHORT
+
+
+def test_a_decoy_seed_of_more_than_64_bits_is_refused() -> None:
+    with pytest.raises(UsageError, match="decoy seed"):
+        detect_model(corpus_of([np.arange(50, dtype=np.uint32)]), [scope_of()], decoy_seed=2**64)

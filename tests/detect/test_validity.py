@@ -123,3 +123,11 @@ def test_lanes_and_windows_carry_the_nominal_share(repetitive: list[np.ndarray])
     z = (sums - 0.25 * n) / np.sqrt(n * 0.25 * 0.75)
     assert (np.abs(z.mean(axis=0)) < 5 / math.sqrt(2000)).all()
     assert (np.abs(z.std(axis=0) - 1) < 5 / math.sqrt(4000)).all()
+
+
+def test_calibrating_nothing_gives_numbers() -> None:
+    ids = [np.arange(2, dtype=np.uint32)]
+    reference = reference_from_outputs(ids, [np.arange(9, dtype=np.uint32)], window=1, tokenizer="00" * 32, name="r")
+    result = calibrate(corpus_of(ids, [ids]), scope_of().params, keys=50, reference=reference)
+    assert result.pairs == 0
+    assert all(math.isfinite(sd) for sd in result.sds.values())
