@@ -19,9 +19,12 @@ import typer
 
 if TYPE_CHECKING:
     from detect.corpus import Corpus
+    from detect.e_process import SequentialResult
+    from detect.mark import Mark
     from detect.records import Document, Fields
-    from watermark.keyring import Keyring
-    from watermark.keys import Params, ScopeKeys
+    from detect.reference_choice import ChosenReference, ReferenceChoice
+    from detect.supervised import SupervisedTest
+    from detect.weighting import Weighting
     from watermark.tokenizer import Tokenizer
 
 __all__ = ["app", "main"]
@@ -38,6 +41,20 @@ keys = typer.Typer(help="Make and show key files.", no_args_is_help=True, rich_m
 detect = typer.Typer(help="Test texts and models for a key's mark.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(keys, name="keys")
 app.add_typer(detect, name="detect")
+study = typer.Typer(
+    help="Train students at doses of marked answers, and measure every test on them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(study, name="study")
+
+
+class TableFormat(StrEnum):
+    """How tables are printed."""
+
+    text = "text"
+    latex = "latex"
+    csv = "csv"
 
 
 class Prompts(StrEnum):
@@ -55,7 +72,25 @@ Inputs = Annotated[
     ),
 ]
 KeyringOption = Annotated[
-    list[Path], typer.Option("--keyring", "-k", metavar="FILE", help="Key file; may be given several times.")
+    list[Path] | None, typer.Option("--keyring", "-k", metavar="FILE", help="Key file; may be given several times.")
+]
+MarkOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mark",
+        metavar="SCHEME:FILE",
+        help="A mark made by another server, with the file that configured it: vllm:FILE, transformers:FILE, "
+        "synthid:FILE or textseal:FILE; may be given several times.",
+    ),
+]
+TestOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--test",
+        metavar="NAME",
+        help="A weighted test, e.g. centred; may be given several times (p is then multiplied by their number). "
+        "[default: quasi-score and centred]",
+    ),
 ]
 ScopeOption = Annotated[
     list[str] | None,
@@ -103,19 +138,20 @@ TextFieldOption = Annotated[str, typer.Option(metavar="NAME", help="Field of a r
 MessagesFieldOption = Annotated[str, typer.Option(metavar="NAME", help="Field of a record: a conversation.")]
 IdsFieldOption = Annotated[str, typer.Option(metavar="NAME", help="Field of a record: the token ids answered.")]
 ReferenceOption = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--reference",
         metavar="FILE",
-        help="What another model says: probabilities made by --save-reference (.npz), or outputs of a clean model.",
+        help="What another model says: probabilities made by --save-reference (.npz), or outputs of a clean model. "
+        "Of several references the one is used under which the outputs are likeliest.",
     ),
 ]
 ReferenceModelOption = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         metavar="NAME_OR_PATH",
-        help="Compute the reference by letting this model read the outputs: the suspect's public base, a clean twin, "
-        "or the unmarked teacher (extra hf).",
+        help="Compute a reference by letting this model read the outputs: the suspect's public base, a clean twin, "
+        "or the unmarked teacher (extra hf); may be given several times.",
     ),
 ]
 
@@ -278,8 +314,9 @@ def generate(
 @detect.command("text")
 def detect_text(
     inputs: Inputs,
-    keyring: KeyringOption,
+    keyring: KeyringOption = None,
     scope: ScopeOption = None,
+    mark: MarkOption = None,
     tokenizer: TokenizerOption = None,
     prompts: PromptsOption = Prompts.own,
     level: LevelOption = 1e-6,
@@ -302,28 +339,28 @@ def detect_text(
     from detect.warning import warnings_of
     from watermark.errors import UsageError
 
-    scopes = _scopes(keyring, scope)
-    if len(scopes) != 1:
+    marks = _marks(keyring, scope, mark)
+    if len(marks) != 1:
         raise UsageError(
-            f"detect text tests one scope, and {len(scopes)} were given: give one key file, and name the scope "
+            f"detect text tests one key, and {len(marks)} were given: give one key file, and name the scope "
             "with --scope"
         )
-    source, keys_of = scopes[0]
-    chosen = _tokenizer_of(tokenizer, [keys_of])
+    key, published = marks[0]
+    chosen = _tokenizer_of(tokenizer, [key])
     fields = Fields(
         prompt=prompt_field, response=response_field, text=text_field, messages=messages_field, token_ids=ids_field
     )
     corpus = _corpus(
         inputs,
         chosen,
-        keys_of.params,
+        key.window,
         retokenize=retokenize,
         max_malformed=max_malformed,
         fields=fields,
         every_prompt=prompts is Prompts.marked,
     )
-    result = run(corpus, keys_of, policy=PromptPolicy(prompts.value), level=level)
-    warned = warnings_of(corpus, keys_of, source)
+    result = run(corpus, key, policy=PromptPolicy(prompts.value), level=level)
+    warned = warnings_of(corpus, key, published=published)
     if json:
         from detect.result_json import text_json
 
@@ -339,15 +376,37 @@ def detect_text(
 @detect.command("model")
 def detect_model(
     inputs: Inputs,
-    keyring: KeyringOption,
+    keyring: KeyringOption = None,
     scope: ScopeOption = None,
+    mark: MarkOption = None,
     reference: ReferenceOption = None,
     reference_model: ReferenceModelOption = None,
     save_reference: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep the computed reference (.npz) for --reference.")
+        Path | None, typer.Option(metavar="FILE", help="Keep the reference that is used (.npz) for --reference.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Likeliest tokens kept a position of a computed reference.")] = 32,
     tokenizer: TokenizerOption = None,
+    test: TestOption = None,
+    looks: Annotated[
+        int | None,
+        typer.Option(min=1, help="Also look so many times at the outputs in their order, by a p valid at every look."),
+    ] = None,
+    planned_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --looks, the size of the text that is to be collected, the same at every call. [default: what "
+            "is here, and then the looks are valid for this text alone and not over calls on a growing one]",
+        ),
+    ] = None,
+    served: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INPUT",
+            help="Also test the windows of these answers that the key marked, by their logged ids, in the order of "
+            "their start.",
+        ),
+    ] = None,
     prompts: PromptsOption = Prompts.own,
     decoys: Annotated[int, typer.Option(min=0, help="Decoy keys.")] = 999,
     decoy_seed: Annotated[int, typer.Option(min=0, help="From which they are drawn.")] = 0,
@@ -371,55 +430,192 @@ def detect_model(
     from detect.verdict import Verdict
     from detect.warning import warnings_of, warnings_of_model
 
-    choice = ReferenceChoice(file=reference, model=reference_model, save=save_reference, top=top)
-    scopes = _scopes(keyring, scope)
-    chosen = _tokenizer_of(tokenizer, [keys_of for _, keys_of in scopes])
+    choice = ReferenceChoice(
+        files=tuple(reference or ()), models=tuple(reference_model or ()), save=save_reference, top=top
+    )
+    weightings = _weightings(test)
+    marks = _marks(keyring, scope, mark)
+    chosen = _tokenizer_of(tokenizer, [key for key, _ in marks])
     fields = Fields(
         prompt=prompt_field, response=response_field, text=text_field, messages=messages_field, token_ids=ids_field
     )
-    first = scopes[0][1]
+    window = min(key.window for key, _ in marks)
     corpus = _corpus(
         inputs,
         chosen,
-        first.params,
+        window,
         retokenize=retokenize,
         max_malformed=max_malformed,
         fields=fields,
         every_prompt=prompts is Prompts.marked,
     )
-    probabilities = choice.make(
-        corpus,
-        chosen,
-        first.params,
-        read=lambda file: _corpus([file], chosen, first.params, fields=fields),
+    reference_used = _reference(
+        choice, corpus, chosen, window, fields, fingerprints=frozenset(key.fingerprint for key, _ in marks)
     )
     with busy(f"testing under the key and {decoys:,} decoys"):
         results = run(
             corpus,
-            [keys_of for _, keys_of in scopes],
-            reference=probabilities,
+            [key for key, _ in marks],
+            reference=None if reference_used is None else reference_used.reference,
+            weightings=weightings,
             policy=PromptPolicy(prompts.value),
             decoys=decoys,
             decoy_seed=decoy_seed,
             level=level,
         )
+    candidates = () if reference_used is None else reference_used.candidates
+    used = None if reference_used is None else reference_used.reference
+    policy = PromptPolicy(prompts.value)
+    sequential: list[SequentialResult | None] = [None] * len(marks)
+    if looks is not None:
+        from detect.e_process import sequential_test
+
+        sequential = [
+            sequential_test(
+                corpus,
+                key,
+                reference=used,
+                looks=looks,
+                planned_tokens=planned_tokens,
+                policy=policy,
+                level=level / len(marks),
+            )
+            for key, _ in marks
+        ]
+    supervised: list[SupervisedTest | None] = [None] * len(marks)
+    if served is not None:
+        from detect.supervised import detect_served
+
+        answers = _corpus([served], chosen, 0, fields=fields)
+        supervised = [detect_served(corpus, key, answers, reference=used, policy=policy) for key, _ in marks]
     told = [
-        (result, warnings_of_model(result, warnings_of(corpus, keys_of, source)))
-        for result, (source, keys_of) in zip(results, scopes, strict=True)
+        (result, warnings_of_model(result, warnings_of(corpus, key, published=published)))
+        for result, (key, published) in zip(results, marks, strict=True)
     ]
     if json:
         from detect.result_json import model_json, models_json
 
         _print_json(
-            models_json([model_json(result, corpus, warned, tokenizer=chosen.digest()) for result, warned in told])
+            models_json(
+                [
+                    model_json(
+                        result,
+                        corpus,
+                        warned,
+                        tokenizer=chosen.digest(),
+                        candidates=candidates,
+                        sequential=sequential[number],
+                        supervised=supervised[number],
+                    )
+                    for number, (result, warned) in enumerate(told)
+                ]
+            )
         )
     else:
-        from detect.result_tables import does_not_say, model_tables
+        from detect.result_tables import does_not_say, model_tables, sequential_table, supervised_table
 
         for number, (result, warned) in enumerate(told):
             if number:
                 typer.echo()
-            show(model_tables(result, corpus, warned))
+            show(model_tables(result, corpus, warned, candidates))
+            if (looked := sequential[number]) is not None:
+                show(sequential_table(looked))
+            if (tested := supervised[number]) is not None:
+                show(supervised_table(tested))
+        show(does_not_say())
+    if exit_code is not None and any(result.verdict is Verdict.DEPENDS for result in results):
+        raise typer.Exit(exit_code)
+
+
+@detect.command("weights")
+def detect_weights(
+    suspect: Annotated[str, typer.Argument(metavar="SUSPECT", help="The model: a folder, a .gguf file or a hub name.")],
+    contexts: Annotated[
+        list[str],
+        typer.Option(
+            metavar="INPUT",
+            help="Texts that both models read: any that is independent of the key, such as the teacher's unmarked "
+            "answers; may be given several times.",
+        ),
+    ],
+    reference_model: Annotated[
+        str,
+        typer.Option(metavar="NAME_OR_PATH", help="The suspect's public base or a clean twin (extra hf)."),
+    ],
+    keyring: KeyringOption = None,
+    scope: ScopeOption = None,
+    mark: MarkOption = None,
+    contexts_are_marked: Annotated[
+        bool,
+        typer.Option(
+            "--contexts-are-marked",
+            help="The contexts are marked answers by their logged ids: each window is scored at its first visit in all "
+            "of them.",
+        ),
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Contexts read at most.")] = None,
+    tokenizer: TokenizerOption = None,
+    decoys: Annotated[int, typer.Option(min=0, help="Decoy keys.")] = 999,
+    decoy_seed: Annotated[int, typer.Option(min=0, help="From which they are drawn.")] = 0,
+    level: LevelOption = 1e-6,
+    max_malformed: MaxMalformedOption = 0,
+    retokenize: RetokenizeOption = False,
+    prompt_field: PromptFieldOption = "prompt",
+    response_field: ResponseFieldOption = "response",
+    text_field: TextFieldOption = "text",
+    messages_field: MessagesFieldOption = "messages",
+    ids_field: IdsFieldOption = "token_ids",
+    exit_code: ExitCodeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Test whether a model whose weights are at hand was trained on marked answers, from its probabilities."""
+    from detect.open_weight import Origin, contexts_of, detect_open_weight
+    from detect.records import Fields
+    from detect.terminal import busy, progress, show
+    from detect.verdict import Verdict
+    from detect.warning import warnings_of
+    from watermark.models import load_model
+
+    marks = _marks(keyring, scope, mark)
+    chosen = _tokenizer_of(tokenizer, [key for key, _ in marks])
+    fields = Fields(
+        prompt=prompt_field, response=response_field, text=text_field, messages=messages_field, token_ids=ids_field
+    )
+    window = min(key.window for key, _ in marks)
+    corpus = _corpus(contexts, chosen, window, retokenize=retokenize, max_malformed=max_malformed, fields=fields)
+    with busy(f"loading {suspect} and {reference_model}"):
+        models = [load_model(name, tokenizer=chosen) for name in (suspect, reference_model)]
+    origin = Origin.MARKED if contexts_are_marked else Origin.KEY_FREE
+    sequences, starts = contexts_of(corpus, models[0], [key for key, _ in marks], origin=origin)
+    with progress("contexts", limit) as advance:
+        results = detect_open_weight(
+            models[0],
+            models[1],
+            sequences,
+            [key for key, _ in marks],
+            origin=origin,
+            starts=starts,
+            limit=limit,
+            decoys=decoys,
+            decoy_seed=decoy_seed,
+            level=level,
+            progress=advance,
+        )
+    told = [
+        (result, warnings_of(corpus, key, published=published))
+        for result, (key, published) in zip(results, marks, strict=True)
+    ]
+    if json:
+        from detect.result_json import models_json, weights_json
+
+        _print_json(
+            models_json([weights_json(result, corpus, warned, tokenizer=chosen.digest()) for result, warned in told])
+        )
+    else:
+        from detect.result_tables import does_not_say, weights_tables
+
+        for result, warned in told:
+            show(weights_tables(result, corpus, warned))
         show(does_not_say())
     if exit_code is not None and any(result.verdict is Verdict.DEPENDS for result in results):
         raise typer.Exit(exit_code)
@@ -430,6 +626,10 @@ def calibrate(
     inputs: Inputs,
     count: Annotated[int, typer.Option("--keys", min=1, help="Random keys.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="From which they are drawn.")] = 0,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.svg", help="Draw the share of keys at or below each p (extra report)."),
+    ] = None,
     window: Annotated[int, typer.Option(min=1, max=8, help="Ids hashed for each choice.")] = 2,
     fleet_k: Annotated[int, typer.Option(min=1, max=255, help="Gamma in units of 1/256.")] = 64,
     tokenizer: Annotated[
@@ -437,6 +637,7 @@ def calibrate(
     ] = "smollm2",
     reference: ReferenceOption = None,
     reference_model: ReferenceModelOption = None,
+    test: TestOption = None,
     prompts: PromptsOption = Prompts.own,
     max_malformed: MaxMalformedOption = 0,
     retokenize: RetokenizeOption = False,
@@ -448,6 +649,10 @@ def calibrate(
     json: JsonOption = False,
 ) -> None:
     """Measure how often the tests call unmarked text marked, over many random keys."""
+    if plot is not None:
+        from detect.svg_file import check_svg
+
+        check_svg(plot)
     from detect.calibration import calibrate as run
     from detect.records import Fields
     from detect.reference_choice import ReferenceChoice
@@ -455,7 +660,7 @@ def calibrate(
     from detect.terminal import progress, show
     from watermark.keys import Params
 
-    choice = ReferenceChoice(file=reference, model=reference_model)
+    choice = ReferenceChoice(files=tuple(reference or ()), models=tuple(reference_model or ()))
     chosen = _tokenizer(tokenizer)
     params = Params(
         tokenizer=chosen.digest(),
@@ -470,22 +675,22 @@ def calibrate(
     corpus = _corpus(
         inputs,
         chosen,
-        params,
+        window,
         retokenize=retokenize,
         max_malformed=max_malformed,
         fields=fields,
         every_prompt=prompts is Prompts.marked,
     )
-    probabilities = choice.make(
-        corpus, chosen, params, read=lambda file: _corpus([file], chosen, params, fields=fields)
-    )
+    reference_used = _reference(choice, corpus, chosen, window, fields, fingerprints=frozenset())
+    weightings = _weightings(test)
     with progress("keys", count) as advance:
         result = run(
             corpus,
             params,
             keys=count,
             seed=seed,
-            reference=probabilities,
+            reference=None if reference_used is None else reference_used.reference,
+            weightings=weightings,
             policy=PromptPolicy(prompts.value),
             progress=advance,
         )
@@ -497,27 +702,274 @@ def calibrate(
         from detect.result_tables import calibration_table
 
         show(calibration_table(result, corpus))
+    if plot is not None:
+        from detect.calibration_plot import write_calibration_plot
+
+        typer.echo(f"plot: {write_calibration_plot(result, plot)}", err=True)
 
 
-def _scopes(keyrings: list[Path], names: list[str] | None) -> list[tuple[Keyring, ScopeKeys]]:
-    """Return the scopes to test, with the keyring that each came from."""
+@app.command()
+def power(
+    pilot: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PILOT]",
+            help="Some thousand tokens of the suspect, to measure domain and reference on; no key is used. Without it "
+            "presets are.",
+            show_default=False,
+        ),
+    ] = None,
+    dose: Annotated[
+        float | None, typer.Option(help="Share of marked text among the student's training text, above 0 to 1.")
+    ] = None,
+    tau: Annotated[
+        float | None, typer.Option(help="Share of the teacher's tilt that the student carries, in place of --dose.")
+    ] = None,
+    student: Annotated[
+        str, typer.Option(metavar="KIND", help="With --dose, how well students absorb: full, lora or ngram.")
+    ] = "full",
+    absorption: Annotated[
+        float | None, typer.Option(help="With --dose, tau at a dose of 1, in place of --student.")
+    ] = None,
+    delta: Annotated[float, typer.Option(help="Logits added to green tokens.")] = 2.0,
+    window: Annotated[int, typer.Option(min=1, max=8, help="Ids hashed for each choice.")] = 2,
+    fleet_k: Annotated[int, typer.Option(min=1, max=255, help="Gamma in units of 1/256.")] = 64,
+    account_lanes: Annotated[
+        int, typer.Option(min=0, max=63, help="Lanes out of 64 that carry account marks and are not tested.")
+    ] = 16,
+    level: Annotated[float, typer.Option(callback=_probability, help="The p-value to be reached.")] = 1e-6,
+    chance: Annotated[float, typer.Option(callback=_probability, help="Chance of reaching it: the power.")] = 0.8,
+    keys_tested: Annotated[int, typer.Option("--keys", min=1, help="Keys that the level is split over.")] = 1,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Say also what so many tokens give, and the smallest dose they find.")
+    ] = None,
+    domain: Annotated[str, typer.Option(help="Without a pilot: prose or code.")] = "prose",
+    gini: Annotated[
+        float | None, typer.Option(help="Without a pilot: mean of 1 - sum p^2, in place of the domain's.")
+    ] = None,
+    quality: Annotated[
+        str, typer.Option("--reference-quality", help="Without a pilot: base, the suspect's own, or poor.")
+    ] = "base",
+    eprocess_factor: Annotated[
+        float, typer.Option(min=1, help="Tokens that the e-process needs for one of the fixed-size test.")
+    ] = 1.5,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.svg", help="Draw tokens against dose, and power against tokens (extra report)."),
+    ] = None,
+    tokenizer: Annotated[
+        str, typer.Option("--tokenizer", "-t", metavar="NAME_OR_FILE", help="Of the pilot; as for detect text.")
+    ] = "smollm2",
+    reference: ReferenceOption = None,
+    reference_model: ReferenceModelOption = None,
+    prompts: PromptsOption = Prompts.own,
+    max_malformed: MaxMalformedOption = 0,
+    retokenize: RetokenizeOption = False,
+    prompt_field: PromptFieldOption = "prompt",
+    response_field: ResponseFieldOption = "response",
+    text_field: TextFieldOption = "text",
+    messages_field: MessagesFieldOption = "messages",
+    ids_field: IdsFieldOption = "token_ids",
+    json: JsonOption = False,
+) -> None:
+    """Say how many tokens of a suspect an audit needs. A plan from theory: no key, and no test."""
+    from detect.power import PowerPlan, plan
+    from detect.power_presets import absorption_of, preset_figures
+    from detect.terminal import show
+    from watermark.errors import UsageError
+
+    if plot is not None:
+        from detect.svg_file import check_svg
+
+        check_svg(plot)
+    if pilot:
+        from detect.pilot import pilot as measure
+        from detect.records import Fields
+        from detect.reference_choice import ReferenceChoice
+        from detect.tally import PromptPolicy, tally_of
+
+        chosen = _tokenizer(tokenizer)
+        fields = Fields(
+            prompt=prompt_field, response=response_field, text=text_field, messages=messages_field, token_ids=ids_field
+        )
+        corpus = _corpus(
+            pilot,
+            chosen,
+            window,
+            retokenize=retokenize,
+            max_malformed=max_malformed,
+            fields=fields,
+            every_prompt=prompts is Prompts.marked,
+        )
+        choice = ReferenceChoice(files=tuple(reference or ()), models=tuple(reference_model or ()))
+        reference_used = _reference(choice, corpus, chosen, window, fields, fingerprints=frozenset())
+        if reference_used is None:
+            raise UsageError("a pilot wants the reference of the test: --reference or --reference-model")
+        tally = tally_of(
+            corpus.responses,
+            window=window,
+            special_ids=chosen.special_ids,
+            prompts=corpus.prompts,
+            echoes=corpus.echoes,
+            policy=PromptPolicy(prompts.value),
+            reference=None if reference_used is None else reference_used.reference,
+        )
+        figures = measure(tally, reference_used.reference, gamma_256=fleet_k)
+    else:
+        if reference or reference_model:
+            raise UsageError("--reference is read with a pilot: name the suspect's outputs too")
+        figures = preset_figures(domain, window=window, reference=quality, gini=gini)
+    if tau is None and dose is not None and absorption is None:
+        absorption = absorption_of(student, window).share
+    asked = PowerPlan(
+        figures=figures,
+        delta=delta,
+        tau=tau,
+        dose=dose,
+        absorption=absorption,
+        gamma_256=fleet_k,
+        fleet_share=(64 - account_lanes) / 64,
+        level=level,
+        keys=keys_tested,
+        power=chance,
+        eprocess_factor=eprocess_factor,
+    )
+    result = plan(asked, tokens=tokens)
+    if plot is not None:
+        from detect.power_plot import write_power_plot
+
+        typer.echo(f"plot: {write_power_plot(asked, plot)}", err=True)
+    if json:
+        from detect.power_table import power_json
+
+        _print_json(power_json(result))
+    else:
+        from detect.power_table import power_table
+
+        show(power_table(result))
+
+
+@study.command("run")
+def study_run(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="tiny, small, real, or a TOML file like theirs.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where everything is kept. [default: study-NAME]")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: as the study says]")] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Only make the tests again, of students that are trained already.")
+    ] = False,
+) -> None:
+    """Train a study's students and test what they say; a study that was stopped goes on where it was."""
+    from detect.study.config import load_config, with_workers
+    from detect.study.run import measure_again, run_study
+    from detect.terminal import task_progress
+
+    chosen = with_workers(load_config(config), workers)
+    folder = out or Path(f"study-{chosen.name}")
+    with task_progress() as shown:
+        (measure_again if measure else run_study)(chosen, folder, progress=shown)
+    typer.echo(f"{folder}: results.jsonl; its tables: taggant study table {folder}", err=True)
+
+
+@study.command("table")
+def study_table(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Of a study that was run, wholly or in part.")],
+    format: Annotated[TableFormat, typer.Option(help="How the tables are printed.")] = TableFormat.text,
+    reference: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of the plots: base, twin or teacher. [default: the first]")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.svg",
+            help="Draw evidence against tokens, z against dose, and the null controls (extra report).",
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Print a study's tables: z and p by dose and test, evidence against tokens, and the null controls."""
+    from detect.study.table import load_results, study_tables
+
+    measured = load_results(folder)
+    tables = study_tables(measured)
+    if plot is not None:
+        from detect.svg_file import check_svg
+
+        check_svg(plot)
+    if json:
+        from detect.result_json import study_json
+
+        _print_json(study_json(tables))
+    else:
+        typer.echo("\n".join(getattr(table, format.value)() for table in tables), nl=False)
+    if plot is not None:
+        from detect.study.plots import write_study_plots
+
+        typer.echo(f"plot: {write_study_plots(measured, plot, reference=reference)}", err=True)
+
+
+def _marks(keyrings: list[Path] | None, names: list[str] | None, others: list[str] | None) -> list[tuple[Mark, bool]]:
+    """Return the keys to test as marks, each with whether it is published."""
+    from detect.mark import GreenListMark
+    from watermark.errors import UsageError, printable
     from watermark.keyring import Keyring
 
-    found: list[tuple[Keyring, ScopeKeys]] = []
-    for path in keyrings:
+    found: list[tuple[Mark, bool]] = []
+    there: set[str] = set()
+    for path in keyrings or []:
         keyring = Keyring.load(path)
+        there |= {scope.name for scope in keyring.scopes}
         wanted = [scope.name for scope in keyring.scopes if names is None or scope.name in names]
-        found.extend((keyring, keyring.scope(name)) for name in wanted)
-    if names is not None:
-        from watermark.errors import UsageError, printable
+        found.extend((GreenListMark(keyring.scope(name)), keyring.published) for name in wanted)
+    missing = sorted(set(names or []) - there)
+    if missing:
+        raise UsageError(
+            f"no scope {printable(', '.join(missing))} in the key files given: they have {', '.join(sorted(there))}"
+        )
+    if others:
+        from detect.marks.mark_file import load_mark
 
-        missing = sorted(set(names) - {keys_of.name for _, keys_of in found})
-        if missing:
-            there = sorted({scope.name for path in keyrings for scope in Keyring.load(path).scopes})
-            raise UsageError(
-                f"no scope {printable(', '.join(missing))} in the key files given: they have {', '.join(there)}"
-            )
+        found.extend((load_mark(spec), False) for spec in others)
+    if not found:
+        raise UsageError("name the key: --keyring FILE, or --mark SCHEME:FILE for a mark made by another server")
     return found
+
+
+def _reference(
+    choice: ReferenceChoice,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    window: int,
+    fields: Fields,
+    *,
+    fingerprints: frozenset[str],
+) -> ChosenReference | None:
+    """Make the reference, and show how far it is."""
+    from detect.terminal import busy, progress
+
+    return choice.make(
+        corpus,
+        tokenizer,
+        window=window,
+        fingerprints=fingerprints,
+        read=lambda file: _corpus([file], tokenizer, window, fields=fields),
+        loading=lambda name: busy(f"loading {name}"),
+        reading=progress,
+    )
+
+
+def _weightings(names: list[str] | None) -> list[Weighting]:
+    """Return the weighted tests of these names."""
+    from detect.family import DEFAULT, FAMILY
+    from watermark.errors import UsageError, printable
+
+    if not names:
+        return list(DEFAULT)
+    unknown = [name for name in names if name not in FAMILY]
+    if unknown:
+        raise UsageError(f"--test: no test {printable(unknown[0])}: expected {', '.join(FAMILY)}")
+    return [FAMILY[name] for name in names]
 
 
 def _tokenizer(name: str) -> Tokenizer:
@@ -526,17 +978,21 @@ def _tokenizer(name: str) -> Tokenizer:
     return load(name)
 
 
-def _tokenizer_of(name: str | None, scopes: list[ScopeKeys]) -> Tokenizer:
-    """Return the tokenizer, which must be the one that every scope was made for."""
+def _tokenizer_of(name: str | None, marks: list[Mark]) -> Tokenizer:
+    """Return the tokenizer, which must be the one that every key was made for."""
+    from watermark.errors import UsageError
     from watermark.tokenizer import load_for
 
-    return load_for([(keys_of.name, keys_of.params.tokenizer) for keys_of in scopes], spec=name)
+    named = [(key.name, key.tokenizer) for key in marks if key.tokenizer is not None]
+    if not named and name is None:
+        raise UsageError(f"{marks[0].name} does not say of which tokenizer its ids are: name it with --tokenizer")
+    return load_for(named, spec=name)
 
 
 def _corpus(
     inputs: list[str],
     tokenizer: Tokenizer,
-    params: Params,
+    window: int,
     *,
     fields: Fields,
     retokenize: bool = False,
@@ -556,7 +1012,7 @@ def _corpus(
 
     reader = Reader(inputs, fields=fields, max_malformed=max_malformed)
     return read_corpus(
-        reader, tokenizer, params=params, retokenize=retokenize, every_prompt=every_prompt, progress=shown
+        reader, tokenizer, window=window, retokenize=retokenize, every_prompt=every_prompt, progress=shown
     )
 
 

@@ -15,6 +15,7 @@ from builders import corpus_of, scope_of
 
 from detect.binomial import log10_tail
 from detect.distillation import detect_model
+from detect.reference import Reference
 from detect.tally import tally_of
 from watermark import kernels
 from watermark.keys import ScopeKeys
@@ -26,7 +27,7 @@ SPECIAL = tuple(range(17))
 
 def score(documents: list[np.ndarray], scope: ScopeKeys) -> float:
     """Return log10 p of the pooled count test."""
-    tally = tally_of(documents, params=scope.params)
+    tally = tally_of(documents, window=scope.params.window, special_ids=scope.params.special_ids)
     seeds = kernels.seeds(scope.lane_words(), tally.windows, tally.lanes)
     green = kernels.green(seeds, scope.params.bounds()[tally.lanes], tally.pair_window, tally.tokens)
     return log10_tail(int(green.sum()), pairs=len(green), k=scope.params.fleet_k)
@@ -99,7 +100,7 @@ def test_raw_text(benchmark: Any, what: str, real_texts: list[str], smollm2: Tok
             smollm2.encode(text)
 
     def whole() -> None:
-        corpus = read_corpus(Reader([file]), smollm2, params=scope.params)
+        corpus = read_corpus(Reader([file]), smollm2, window=scope.params.window)
         detect_text(corpus, scope)
 
     run(benchmark, tokenizer_alone if what == "tokenizer alone" else whole, tokens)
@@ -113,3 +114,36 @@ def test_detect_model(benchmark: Any, decoys: int, real_ids: list[np.ndarray]) -
     scope = scope_of(window=2, special_ids=SPECIAL)
     benchmark.extra_info["tokens"] = corpus.tokens
     benchmark.pedantic(detect_model, args=(corpus, [scope]), kwargs={"decoys": decoys}, rounds=2, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("decoys", [0, 999])
+def test_detect_model_with_a_reference(benchmark: Any, decoys: int) -> None:
+    """The default tests over a million ids with the 256 likeliest tokens of a reference stored at each."""
+    tokens, top, vocabulary = 1_000_000, 256, 49_152
+    rng = np.random.default_rng(6)
+    ids = (vocabulary * rng.random(tokens) ** 6).astype(np.uint32)
+    # Each position's row is one of 5,000: geometric probabilities over tokens drawn from the same law.
+    rows = (vocabulary * rng.random((5_000, top)) ** 6).astype(np.uint32)
+    shapes = rng.uniform(0.2, 0.95, (5_000, 1)) ** np.arange(top)
+    chosen = rng.integers(0, 5_000, tokens)
+    probabilities = (0.98 * shapes / shapes.sum(axis=1, keepdims=True)).astype(np.float32)
+    starts = np.arange(0, tokens + 1, 500)
+    reference = Reference(
+        name="synthetic",
+        tokenizer="00" * 32,
+        ids=ids,
+        starts=starts,
+        top_ids=rows[chosen],
+        top_p=probabilities[chosen],
+        said_p=np.full(tokens, 0.01, dtype=np.float32),
+    )
+    corpus = corpus_of(np.split(ids, starts[1:-1]))
+    benchmark.group = "detect model, quasi-score and centred, top 256 stored"
+    benchmark.extra_info["tokens"] = tokens
+    benchmark.pedantic(
+        detect_model,
+        args=(corpus, [scope_of(window=2, special_ids=SPECIAL)]),
+        kwargs={"reference": reference, "decoys": decoys},
+        rounds=1,
+        warmup_rounds=0,
+    )

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from detect.binomial import green_interval, log10_tails
-from detect.centred import centred_weights, statistics_of
 from detect.corpus import Corpus
 from detect.decoys import random_words
+from detect.family import DEFAULT, SCORE
 from detect.reference import Reference
 from detect.tally import UNIT, PromptPolicy, tally_of
 from detect.weighted_sums import WeightedSum
+from detect.weighted_test import green_statistics
+from detect.weighting import Weighting
 from watermark import kernels
 from watermark.keys import Params
 
-__all__ = ["CalibrationResult", "Rate", "calibrate"]
+__all__ = ["NAIVE", "CalibrationResult", "Rate", "calibrate"]
+
+#: The test that is shown for contrast.
+NAIVE = "naive z"
 
 LEVELS = (1e-1, 1e-2, 1e-3, 1e-4)
 
@@ -63,10 +68,12 @@ class CalibrationResult:
     positions: int
     """Scored positions, repeats included."""
     rates: dict[str, list[Rate]]
-    """By test: "count", "centred" (with a reference), and "naive z", for contrast: the z-score over all positions,
+    """By test: "count", the weighted tests by name, and "naive z", for contrast: the z-score over all positions,
     repeats counted as if they were independent, against the normal tail. It is not valid and never reported."""
     sds: dict[str, float]
     """Standard deviation of each test's z over the keys: 1 if the null's variance is right."""
+    log10_ps: dict[str, npt.NDArray[np.float64]] = field(repr=False, compare=False)
+    """Every key's log10 p, (keys,), by test."""
 
 
 def calibrate(
@@ -76,6 +83,7 @@ def calibrate(
     keys: int = 10_000,
     seed: int = 0,
     reference: Reference | None = None,
+    weightings: Sequence[Weighting] = DEFAULT,
     policy: PromptPolicy = PromptPolicy.OWN,
     progress: Callable[[int], None] = lambda keys: None,
 ) -> CalibrationResult:
@@ -89,7 +97,8 @@ def calibrate(
         params: window, gamma and special ids.
         keys: how many keys.
         seed: from which they are drawn.
-        reference: for the centred test.
+        reference: for the weighted tests.
+        weightings: the weighted tests; those that need a reference are left out without one.
         policy: as in `detect_model`.
         progress: called with the number of keys scored since the last call.
 
@@ -98,18 +107,25 @@ def calibrate(
     """
     tally = tally_of(
         corpus.responses,
-        params=params,
+        window=params.window,
+        special_ids=params.special_ids,
         prompts=corpus.prompts,
         echoes=corpus.echoes,
         policy=policy,
         reference=reference,
     )
     in_fleet = tally.in_lanes(range(params.fleet_lanes))
-    said = in_fleet & (tally.said > 0)
-    weights = centred_weights(tally, params)
-    columns = np.ascontiguousarray(np.column_stack([said.astype(np.int64), np.where(in_fleet, tally.said, 0), weights]))
+    said = SCORE.weigh(tally).within(in_fleet).values != 0
+    weights = [
+        weighting.weigh(tally, reference).within(in_fleet)
+        for weighting in weightings
+        if reference is not None or not weighting.needs_reference
+    ]
+    columns = np.ascontiguousarray(
+        np.column_stack([said.astype(np.int64), np.where(in_fleet, tally.said, 0), *(each.values for each in weights)])
+    )
     words = random_words(keys, seed=seed)
-    sums = np.empty((keys, 3), dtype=np.int64)
+    sums = np.empty((keys, columns.shape[1]), dtype=np.int64)
     for start in range(0, keys, _BATCH):
         part = words[start : start + _BATCH]
         sums[start : start + _BATCH] = kernels.green_sums(
@@ -119,13 +135,13 @@ def calibrate(
     k, gamma = params.fleet_k, params.fleet_k / 256
     pairs, positions = int(said.sum()), int(columns[:, 1].sum())
     log10_ps = {"count": log10_tails(sums[:, 0], pairs=pairs, k=k)}
-    zs = {"count": _z(sums[:, 0], pairs, gamma), "naive z": _z(sums[:, 1], positions, gamma)}
-    if reference is not None:
-        law = WeightedSum(weights / UNIT, gamma=gamma)
-        statistics = statistics_of(sums[:, 2], total=int(weights.sum()), k=k)
-        log10_ps["centred"] = law.log10_chernoff_many(statistics)
-        zs["centred"] = statistics / law.sd if law.sd else np.zeros(keys)
-    log10_ps["naive z"] = _normal_tails(zs["naive z"])
+    zs = {"count": _z(sums[:, 0], pairs, gamma), NAIVE: _z(sums[:, 1], positions, gamma)}
+    for number, each in enumerate(weights, start=2):
+        law = WeightedSum(each.values / UNIT, gamma=gamma)
+        statistics = green_statistics(sums[:, number], total=int(each.values.sum()), k=k)
+        log10_ps[each.name] = law.log10_chernoff_many(statistics)
+        zs[each.name] = statistics / law.sd if law.sd else np.zeros(keys)
+    log10_ps[NAIVE] = _normal_tails(zs[NAIVE])
     return CalibrationResult(
         keys=keys,
         seed=seed,
@@ -136,6 +152,7 @@ def calibrate(
         positions=tally.scored,
         rates={test: [_rate(values, level) for level in LEVELS] for test, values in log10_ps.items()},
         sds={test: float(z.std()) for test, z in zs.items()},
+        log10_ps=log10_ps,
     )
 
 

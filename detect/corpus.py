@@ -11,7 +11,6 @@ import numpy.typing as npt
 from detect.echo import Echoes
 from detect.records import Accounting, Document, Reader, Text
 from watermark.errors import InputError
-from watermark.keys import Params
 from watermark.tokenizer import Tokenizer
 
 __all__ = ["Corpus", "read_corpus"]
@@ -66,7 +65,7 @@ def read_corpus(
     reader: Reader,
     tokenizer: Tokenizer,
     *,
-    params: Params,
+    window: int,
     retokenize: bool = False,
     every_prompt: bool = False,
     progress: Callable[[Iterable[Document]], Iterable[Document]] = lambda documents: documents,
@@ -80,7 +79,7 @@ def read_corpus(
     Args:
         reader: the inputs.
         tokenizer: the generating model's.
-        params: the scope's: a document without a text longer than the window is excluded.
+        window: a document without a text longer than this many ids is excluded.
         retokenize: tokenise the text even where there are ids.
         every_prompt: look in each text for echoes of every record's prompt, not of its own alone (for
             `PromptPolicy.MARKED`).
@@ -107,7 +106,7 @@ def read_corpus(
         if not encoded:
             reader.accounting.exclude("no answer in it")
             continue
-        if all(len(ids) <= params.window for ids, _ in encoded):
+        if all(len(ids) <= window for ids, _ in encoded):
             reader.accounting.exclude("not longer than the window")
             continue
         reader.accounting.score()

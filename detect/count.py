@@ -13,6 +13,7 @@ what intent; and it is no measure of how much.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from detect.binomial import green_interval, log10_tail
@@ -24,10 +25,13 @@ __all__ = ["CountTest", "count_test"]
 class CountTest:
     """The exact binomial test of a number of green pairs."""
 
+    name: str = "count"
     pairs: int
     """Distinct pairs scored."""
     green: int
     """How many of them are green."""
+    z: float
+    """The number of green pairs, in standard deviations from the mean."""
     log10_p: float
     """log10 P(Binomial(pairs, gamma) >= green), exact."""
     green_share_low: float
@@ -56,10 +60,12 @@ def count_test(green: int, *, pairs: int, k: int, decoy_rank: int | None = None,
     Raises:
         ValueError: *k*, *pairs* or *green* is out of its range.
     """
+    sd = math.sqrt(pairs * k / 256 * (1 - k / 256)) if pairs else 0.0
     low, high = green_interval(green, pairs=pairs) if pairs else (0.0, 1.0)
     return CountTest(
         pairs=pairs,
         green=green,
+        z=(green - k / 256 * pairs) / sd if sd else 0.0,
         log10_p=log10_tail(green, pairs=pairs, k=k),
         green_share_low=low,
         green_share_high=high,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from detect.corpus import Corpus, read_corpus
 from detect.distillation import ModelResult, detect_model
+from detect.mark import GreenListMark
 from detect.marked_text import TextResult, detect_text
 from detect.records import Reader
 from detect.reference import Reference
@@ -34,7 +35,7 @@ class GrowthPoint:
 
     tokens: int
     count_log10_p: float
-    centred_log10_p: float
+    main_log10_p: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +72,11 @@ def run_demo(*, decoys: int, growth: bool = True) -> Demo:
     """
     keyring = Keyring.load(examples_path("keyring.json"))
     scope = keyring.scope()
+    mark = GreenListMark(scope)
     tokenizer = load("smollm2")
 
     def corpus_of(name: str) -> Corpus:
-        return read_corpus(Reader([examples_path(name)]), tokenizer, params=scope.params)
+        return read_corpus(Reader([examples_path(name)]), tokenizer, window=scope.params.window)
 
     def suspect_of(name: str) -> Suspect:
         corpus = corpus_of(f"{name}.jsonl")
@@ -85,11 +87,8 @@ def run_demo(*, decoys: int, growth: bool = True) -> Demo:
             answers = max(1, len(corpus.responses) * step // _PREFIXES)
             part = corpus.first(answers)
             at = detect_model(part, [scope], reference=reference.first(answers), decoys=0)[0]
-            assert at.centred is not None  # noqa: S101 - a reference was given
-            points.append(
-                GrowthPoint(tokens=at.tokens, count_log10_p=at.count.log10_p, centred_log10_p=at.centred.log10_p)
-            )
-        warned = warnings_of_model(result, warnings_of(corpus, scope, keyring))
+            points.append(GrowthPoint(tokens=at.tokens, count_log10_p=at.unweighted.log10_p, main_log10_p=at.log10_p))
+        warned = warnings_of_model(result, warnings_of(corpus, mark, published=keyring.published))
         return Suspect(corpus=corpus, result=result, growth=points, warnings=warned)
 
     teacher_corpus = corpus_of("teacher.jsonl")
@@ -98,7 +97,7 @@ def run_demo(*, decoys: int, growth: bool = True) -> Demo:
         teacher=detect_text(teacher_corpus, scope),
         student=suspect_of("student"),
         clean_twin=suspect_of("clean-twin"),
-        teacher_warnings=warnings_of(teacher_corpus, scope, keyring),
+        teacher_warnings=warnings_of(teacher_corpus, mark, published=keyring.published),
         tokenizer=tokenizer.digest(),
         fitting_commitments=_fitting_commitments(scope.commitments(), examples_path("commitments.json")),
     )

@@ -10,10 +10,11 @@ units of 2^-16, token ids in 16 bits where they fit.
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +24,7 @@ import numpy.typing as npt
 
 from watermark.errors import InputError, ReferenceMismatchError, UsageError, printable
 
-__all__ = ["SCHEMA", "TOP", "Reference", "on_grid", "reference_from_outputs"]
+__all__ = ["SCHEMA", "TOP", "Reference", "on_grid"]
 
 SCHEMA: Final = "taggant/reference/1"
 
@@ -31,6 +32,22 @@ SCHEMA: Final = "taggant/reference/1"
 TOP: Final = 32
 
 _UNIT: Final = 1 << 16
+
+#: The largest array that is read from a file, in bytes once unpacked.
+_LARGEST: Final = 1 << 32
+
+#: The kinds of type and the rank of each array of a file.
+_MEMBERS: Final = {
+    "schema": ("U", 0),
+    "name": ("U", 0),
+    "tokenizer": ("U", 0),
+    "ids": ("u", 1),
+    "starts": ("i", 1),
+    "top_ids": ("u", 2),
+    "top_p": ("u", 2),
+    "said_p": ("u", 1),
+    "fingerprints": ("U", 1),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +68,8 @@ class Reference:
     """Their probabilities, (N, M), largest first."""
     said_p: npt.NDArray[np.float32]
     """The probability of the id that was said, (N,)."""
+    fingerprints: frozenset[str] = frozenset()
+    """Scope fingerprints that its source's records name: under those scopes it is no reference."""
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -84,6 +103,54 @@ class Reference:
                 f"reference {self.name}: made for other text: response {at + 1} has other token ids. "
                 "Make it again for these outputs, e.g. with --reference-model and --save-reference"
             )
+
+    def check_length(self, positions: int) -> None:
+        """Check that the reference has so many positions.
+
+        Raises:
+            ReferenceMismatchError: it has more or fewer.
+        """
+        if len(self.ids) != positions:
+            raise ReferenceMismatchError(
+                f"reference {self.name}: has {len(self.ids)} positions, and the tally is of other text: make the tally "
+                "with this reference"
+            )
+
+    def check_unmarked(self, fingerprints: Iterable[str]) -> None:
+        """Check that its source was marked under none of these scopes.
+
+        Raises:
+            ReferenceMismatchError: its records name one of them.
+        """
+        if self.fingerprints & frozenset(fingerprints):
+            raise ReferenceMismatchError(
+                f"reference {printable(self.name)}: its records say that they were marked under the parameters tested. "
+                "A reference must know nothing of the key: take outputs of a model that never saw the mark"
+            )
+
+    def check_vocabulary(self, size: int) -> None:
+        """Check that all ids are below *size*.
+
+        Raises:
+            ReferenceMismatchError: one is not.
+        """
+        largest = max(int(self.ids.max(initial=0)), int(self.top_ids.max(initial=0)))
+        if largest >= size:
+            raise ReferenceMismatchError(
+                f"reference {printable(self.name)}: expected ids under {size}, the scope's vocabulary, got {largest}: "
+                "make it again with the scope's tokenizer"
+            )
+
+    @property
+    def remainder(self) -> npt.NDArray[np.float32]:
+        """The probability of the tokens neither listed nor said at each position, (N,).
+
+        It gives no pair a weight, and `Tally.information` lacks its sum of squares, which is at most its square: so
+        the information is too large by no more than that. Power only, and the effect size low by the same share.
+        """
+        listed = (self.top_ids == self.ids[:, None]).any(axis=1)
+        left = 1 - self.top_p.sum(axis=1, dtype=np.float64) - np.where(listed, 0.0, self.said_p)
+        return np.asarray(np.maximum(left, 0.0), dtype=np.float32)
 
     def first(self, responses: int) -> Reference:
         """Return the reference of the first so many responses."""
@@ -119,6 +186,7 @@ class Reference:
             "top_ids": self.top_ids.astype(narrow),
             "top_p": _packed(self.top_p),
             "said_p": _packed(self.said_p),
+            "fingerprints": np.array(sorted(self.fingerprints), dtype=np.str_),
         }
         partial = path.with_name(path.name + ".partial")
         try:
@@ -144,6 +212,7 @@ class Reference:
         try:
             # Opened here: NumPy leaves a file open that turns out not to be whole.
             with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+                _check_members(file)
                 if str(file["schema"]) != SCHEMA:
                     raise ValueError("schema")
                 return cls(
@@ -154,15 +223,47 @@ class Reference:
                     top_ids=file["top_ids"].astype(np.uint32),
                     top_p=_unpacked(file["top_p"]),
                     said_p=_unpacked(file["said_p"]),
+                    fingerprints=frozenset(map(str, file["fingerprints"])) if "fingerprints" in file else frozenset(),
                 )
         except FileNotFoundError:
             raise InputError(
                 f"{path}: no such reference file; --reference-model with --save-reference makes one"
             ) from None
-        except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        except (
+            ValueError,
+            KeyError,
+            OSError,
+            EOFError,
+            TypeError,
+            zipfile.BadZipFile,
+            zlib.error,
+            MemoryError,
+        ) as error:
             raise InputError(
                 f"{path}: not a reference file of this version ({SCHEMA}): {type(error).__name__}"
             ) from None
+
+
+def _check_members(file: Any) -> None:
+    """Refuse arrays of the wrong type or rank, or whose header claims another size than they have, before any is read.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for entry in file.zip.infolist():
+        name = entry.filename.removesuffix(".npy")
+        if name not in _MEMBERS or entry.file_size > _LARGEST:
+            raise ValueError(name)
+        with file.zip.open(entry) as raw:
+            version = np.lib.format.read_magic(raw)
+            read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
+            if read_header is None:
+                raise ValueError(name)
+            shape, _, dtype = read_header(raw)
+            kinds, rank = _MEMBERS[name]
+            held = entry.file_size - raw.tell()
+            if dtype.kind not in kinds or len(shape) != rank or math.prod(shape) * dtype.itemsize != held:
+                raise ValueError(name)
 
 
 def _first_difference(a: npt.NDArray[Any], b: npt.NDArray[Any], starts: npt.NDArray[np.int64]) -> int:
@@ -180,62 +281,3 @@ def on_grid(p: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def _unpacked(p: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
     return (p.astype(np.float32) / np.float32(_UNIT)).astype(np.float32)
-
-
-def reference_from_outputs(
-    responses: Sequence[npt.NDArray[np.uint32]],
-    clean: Sequence[npt.NDArray[np.uint32]],
-    *,
-    window: int,
-    tokenizer: str,
-    name: str,
-    top: int = TOP,
-) -> Reference:
-    """Estimate a reference from outputs of a model that never saw the mark.
-
-    After a window seen c times in *clean*, a token seen c_v times gets c_v / (c + 1); the rest is left to
-    tokens unseen. It knows nothing of windows that *clean* lacks, so it wants at least as much text as
-    the suspect's, from the same prompts or the like.
-
-    Raises:
-        UsageError: *clean* holds no window.
-    """
-    counts: dict[bytes, dict[int, int]] = {}
-    for ids in clean:
-        raw = np.ascontiguousarray(ids, dtype="<u4").tobytes()
-        for i in range(window, len(ids)):
-            after = counts.setdefault(raw[4 * (i - window) : 4 * i], {})
-            after[int(ids[i])] = after.get(int(ids[i]), 0) + 1
-    if not counts:
-        raise UsageError(f"reference {name}: its outputs are too short to hold a window of {window} ids")
-    rows: dict[bytes, tuple[list[int], list[float], dict[int, float]]] = {}
-    for key, after in counts.items():
-        total = sum(after.values()) + 1
-        ranked = sorted(after.items(), key=lambda item: (-item[1], item[0]))
-        shares = {v: c / total for v, c in ranked}
-        best = ranked[:top]
-        rows[key] = ([v for v, _ in best], [c / total for _, c in best], shares)
-    starts = np.concatenate([[0], np.cumsum([len(ids) for ids in responses])]).astype(np.int64)
-    n = int(starts[-1])
-    top_ids = np.zeros((n, top), dtype=np.uint32)
-    top_p = np.zeros((n, top), dtype=np.float32)
-    said_p = np.zeros(n, dtype=np.float32)
-    for ids, start in zip(responses, starts[:-1], strict=True):
-        raw = np.ascontiguousarray(ids, dtype="<u4").tobytes()
-        for i in range(window, len(ids)):
-            found = rows.get(raw[4 * (i - window) : 4 * i])
-            if found is not None:
-                best_ids, best_p, shares = found
-                top_ids[start + i, : len(best_ids)] = best_ids
-                top_p[start + i, : len(best_p)] = best_p
-                said_p[start + i] = shares.get(int(ids[i]), 0.0)
-    joined = np.concatenate(responses).astype(np.uint32) if n else np.zeros(0, dtype=np.uint32)
-    return Reference(
-        name=name,
-        tokenizer=tokenizer,
-        ids=joined,
-        starts=starts,
-        top_ids=top_ids,
-        top_p=on_grid(top_p),
-        said_p=on_grid(said_p),
-    )

@@ -1,47 +1,82 @@
-"""Which reference a caller asks for, and how it comes about: a file, a clean model's outputs, or a model that reads."""
+"""Which reference is used: of files, clean outputs and models that read, the one that makes the text likeliest.
+
+The choice is made by the likelihood of the suspect's text alone, before any key is looked at: so there is nothing to
+correct for. A reference that is fitted to the suspect's text would win every such choice and lose power
+(docs/log.md); none is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from detect.corpus import Corpus
-from detect.reference import TOP, Reference, reference_from_outputs
-from detect.terminal import busy, progress
+from detect.ngram_reference import ORDER, ngram_reference
+from detect.reference import TOP, Reference
 from watermark.errors import ReferenceMismatchError, UsageError, printable
-from watermark.keys import Params
 from watermark.tokenizer import Tokenizer
 
-__all__ = ["ReferenceChoice"]
+__all__ = ["Candidate", "ChosenReference", "ReferenceChoice"]
+
+#: Shows how far a model has read: what is counted and how much of it there is, to a context that gives a counter.
+Reading = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+#: A probability stored as 0 counts as half of the smallest that is stored.
+_FLOOR = 0.5 / (1 << 16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A reference that could have been used."""
+
+    name: str
+    kind: str
+    """``file`` (probabilities), ``outputs`` (an n-gram model of them) or ``model`` (it read the text)."""
+    negative_log_likelihood: float
+    """Mean -ln p of the suspect's ids after the first of each response, in nats."""
+    chosen: bool
+    digest: str | None
+    """SHA-256 of the file; None for a model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenReference:
+    """The likeliest candidate, and all of them in the order given."""
+
+    reference: Reference
+    candidates: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceChoice:
-    """At most one of a file and a model.
+    """The candidates.
 
     Raises:
-        UsageError: both are named, or the computed reference cannot be saved where it should.
+        UsageError: one is named twice, or the reference cannot be saved where it should.
     """
 
-    file: str | None = None
+    files: tuple[str, ...] = ()
     """Probabilities (``.npz``), or records of a clean model's outputs."""
-    model: str | None = None
-    """A model that reads the corpus: any name that `watermark.models.load_model` takes."""
+    models: tuple[str, ...] = ()
+    """Models that read the corpus: any name that `watermark.models.load_model` takes."""
     save: Path | None = None
-    """Where the probabilities that *model* gave are kept."""
+    """Where the chosen reference's probabilities are kept."""
     top: int = TOP
-    """How many of the model's likeliest tokens are kept at each position."""
+    """How many of a model's likeliest tokens are kept at each position."""
 
     def __post_init__(self) -> None:
-        if self.file is not None and self.model is not None:
-            raise UsageError(
-                "--reference and --reference-model exclude each other: one reference is used, leave one out"
-            )
+        named = (*self.files, *self.models)
+        if len(set(named)) != len(named):
+            raise UsageError("a reference is named twice: name each candidate once")
         if self.save is None:
             return
-        if self.model is None:
-            raise UsageError("--save-reference keeps what --reference-model computes: name a model with it")
+        if not named:
+            raise UsageError("--save-reference keeps the reference that is used: name one with --reference-model")
         if self.save.suffix != ".npz":
             raise UsageError(f"--save-reference: expected a name that ends in .npz, got {printable(self.save)}")
         if not self.save.absolute().parent.is_dir():
@@ -49,40 +84,115 @@ class ReferenceChoice:
             raise UsageError(f"--save-reference: no folder {folder} to write in: make it first")
 
     def make(
-        self, corpus: Corpus, tokenizer: Tokenizer, params: Params, *, read: Callable[[str], Corpus]
-    ) -> Reference | None:
-        """Return the reference for *corpus*, or None where none was asked for.
+        self,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        *,
+        window: int,
+        fingerprints: frozenset[str],
+        read: Callable[[str], Corpus],
+        loading: Callable[[str], AbstractContextManager[object]] = nullcontext,
+        reading: Reading = lambda what, total: nullcontext(lambda responses: None),
+    ) -> ChosenReference | None:
+        """Return the likeliest reference for *corpus*, or None where none was asked for.
 
         Args:
             corpus: the suspect's outputs.
             tokenizer: the scope's.
-            params: the scope's.
+            window: ids before each token.
+            fingerprints: of the keys tested.
             read: reads the records of a clean model's outputs.
+            loading: entered, with the model's name, while a model is loaded.
+            reading: entered, with what is counted and how much of it there is, while a model reads; what it gives is
+                called with the number of responses read since the last call.
 
         Raises:
-            ReferenceMismatchError: another tokenizer's model, or outputs that were marked under these parameters.
+            ReferenceMismatchError: another tokenizer's model, probabilities of other text, or outputs that were marked
+                under these parameters.
         """
-        if self.model is not None:
-            return self._by_reading(self.model, corpus, tokenizer)
-        if self.file is None:
+        made: list[tuple[Reference, str, str | None]] = []
+        for file in self.files:
+            if file.endswith(".npz"):
+                reference, kind = self._loaded(file, corpus, tokenizer, fingerprints), "file"
+            else:
+                reference, kind = self._counted(file, corpus, tokenizer, window, fingerprints, read), "outputs"
+            digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else None
+            made.append((reference, kind, digest))
+        made += [(self._by_reading(name, corpus, tokenizer, loading, reading), "model", None) for name in self.models]
+        if not made:
             return None
-        if self.file.endswith(".npz"):
-            return Reference.load(Path(self.file))
-        clean = read(self.file)
-        if params.fingerprint() in clean.fingerprints:
-            raise ReferenceMismatchError(
-                f"reference {self.file}: its records say that they were marked under the parameters tested. "
-                "A reference must know nothing of the key: take outputs of a model that never saw the mark"
-            )
-        return reference_from_outputs(
-            corpus.responses, clean.responses, window=params.window, tokenizer=tokenizer.digest(), name=self.file
+        likelihoods = [_negative_log_likelihood(reference) for reference, _, _ in made]
+        best = int(np.argmin(likelihoods))
+        if self.save is not None:
+            made[best][0].save(self.save)
+        return ChosenReference(
+            reference=made[best][0],
+            candidates=tuple(
+                Candidate(
+                    name=reference.name,
+                    kind=kind,
+                    negative_log_likelihood=likelihood,
+                    chosen=number == best,
+                    digest=digest,
+                )
+                for number, ((reference, kind, digest), likelihood) in enumerate(zip(made, likelihoods, strict=True))
+            ),
         )
 
-    def _by_reading(self, name: str, corpus: Corpus, tokenizer: Tokenizer) -> Reference:
+    @staticmethod
+    def _loaded(file: str, corpus: Corpus, tokenizer: Tokenizer, fingerprints: frozenset[str]) -> Reference:
+        """Return a file's probabilities, which must be of exactly these responses."""
+        loaded = Reference.load(Path(file))
+        if loaded.tokenizer != tokenizer.digest():
+            raise ReferenceMismatchError(
+                f"reference {printable(file)}: made with another tokenizer than the scope's ({tokenizer.name}); "
+                "make it again with the scope's"
+            )
+        loaded.check_vocabulary(tokenizer.vocabulary_size)
+        loaded.check_unmarked(fingerprints)
+        responses: Sequence[np.ndarray] = corpus.responses
+        starts = np.concatenate([[0], np.cumsum([len(ids) for ids in responses])]).astype(np.int64)
+        loaded.check(np.concatenate(responses) if responses else np.zeros(0, dtype=np.uint32), starts)
+        return replace(loaded, name=file)
+
+    @staticmethod
+    def _counted(
+        file: str,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        window: int,
+        fingerprints: frozenset[str],
+        read: Callable[[str], Corpus],
+    ) -> Reference:
+        """Return what an n-gram model of a clean model's outputs says."""
+        clean = read(file)
+        if fingerprints & clean.fingerprints:
+            raise ReferenceMismatchError(
+                f"reference {printable(file)}: its records say that they were marked under the parameters tested. "
+                "A reference must know nothing of the key: take outputs of a model that never saw the mark"
+            )
+        counted = ngram_reference(
+            corpus.responses,
+            clean.responses,
+            tokenizer=tokenizer.digest(),
+            name=file,
+            vocabulary_size=tokenizer.vocabulary_size,
+            order=max(ORDER, window + 1),
+        )
+        return replace(counted, fingerprints=clean.fingerprints)
+
+    def _by_reading(
+        self,
+        name: str,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        loading: Callable[[str], AbstractContextManager[object]],
+        reading: Reading,
+    ) -> Reference:
         from detect.teacher_forcing import read_reference
         from watermark.models import load_model
 
-        with busy(f"loading {name}"):
+        with loading(name):
             # A folder that train.py or a user saved without its tokenizer is read with the scope's.
             bare = Path(name).is_dir() and not (Path(name) / "tokenizer.json").exists()
             model = load_model(name, tokenizer=tokenizer if bare else None)
@@ -91,14 +201,13 @@ class ReferenceChoice:
                 f"reference model {printable(name)}: has another tokenizer than the scope's ({tokenizer.name}), so its "
                 "probabilities are of other tokens. Take a model of the same tokenizer, or its outputs with --reference"
             )
-        with progress("responses read", len(corpus.responses)) as advance:
-            made = read_reference(
-                model,
-                corpus.responses,
-                corpus.prompt_texts,
-                top=self.top,
-                progress=advance,
-            )
-        if self.save is not None:
-            made.save(self.save)
-        return made
+        with reading(f"responses read by {name}", len(corpus.responses)) as progress:
+            return read_reference(model, corpus.responses, corpus.prompt_texts, top=self.top, progress=progress)
+
+
+def _negative_log_likelihood(reference: Reference) -> float:
+    """Return the mean of -ln p over the ids that follow another: one without a context has no probability."""
+    kept = np.ones(len(reference.ids), dtype=np.bool_)
+    kept[reference.starts[:-1][np.diff(reference.starts) > 0]] = False
+    said = reference.said_p[kept].astype(np.float64)
+    return float(-np.log(np.maximum(said, _FLOOR)).mean()) if said.size else 0.0

@@ -27,6 +27,7 @@ from detect.inline_svg import DECOY, INK, STUDENT, TWIN, inline_svg
 from detect.result_tables import p_value
 from detect.verdict import DOES_NOT_SAY, Verdict
 from detect.warning import Warned
+from detect.weighted_test import WeightedTest
 from watermark import __version__
 from watermark.errors import MissingExtraError, UsageError, printable
 from watermark.prf import LANES
@@ -70,7 +71,8 @@ class _Row:
 
     test: str
     pairs: int
-    green: int
+    green: int | None
+    """None for a weighted test, most of whose pairs were not said: a share of them would mislead."""
     expected: float
     z: float
     log10_p: float
@@ -81,8 +83,8 @@ class _Row:
     """The estimate and the ends of its interval."""
 
     @property
-    def share(self) -> float:
-        return self.green / self.pairs if self.pairs else 0.0
+    def share(self) -> float | None:
+        return None if self.green is None else self.green / max(1, self.pairs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +107,8 @@ class _Story:
 
     @property
     def main(self) -> _Row:
-        """The test that the verdict rests on."""
-        return _model_rows(self.result)[-1]
+        """The test that the verdict's p is made of."""
+        return next(row for row in _model_rows(self.result) if row.test == self.result.leading.name)
 
 
 def write_report(demo: Demo, out: Path) -> Path:
@@ -198,25 +200,24 @@ def _page(demo: Demo) -> str:
 
 
 def _story(key: str, colour: str, suspect: Suspect) -> _Story:
-    centred = suspect.result.centred
-    return _Story(key=key, colour=colour, suspect=suspect, decoy_z=np.zeros(0) if centred is None else centred.decoy_z)
+    leading = suspect.result.leading
+    decoy_z = leading.decoy_z if isinstance(leading, WeightedTest) else np.zeros(0)
+    return _Story(key=key, colour=colour, suspect=suspect, decoy_z=decoy_z)
 
 
 def _groups(demo: Demo, stories: Sequence[_Story]) -> list[tuple[str, list[_Row]]]:
     """Return the table of all figures: whose text, and its tests."""
-    teacher = _count_row(demo.teacher.pooled, gamma_256=demo.teacher.gamma_256)
+    teacher = _count_row(demo.teacher.count, gamma_256=demo.teacher.gamma_256 or 0)
     return [("teacher", [teacher]), *((story.name, _model_rows(story.result)) for story in stories)]
 
 
 def _count_row(count: CountTest, *, gamma_256: int) -> _Row:
-    gamma = gamma_256 / 256
-    sd = math.sqrt(count.pairs * gamma * (1 - gamma))
     return _Row(
         test="count",
         pairs=count.pairs,
         green=count.green,
-        expected=gamma,
-        z=(count.green - gamma * count.pairs) / sd if sd else 0.0,
+        expected=gamma_256 / 256,
+        z=count.z,
         log10_p=count.log10_p,
         decoy_rank=count.decoy_rank,
         decoys=count.decoys,
@@ -225,24 +226,22 @@ def _count_row(count: CountTest, *, gamma_256: int) -> _Row:
 
 def _model_rows(result: ModelResult) -> list[_Row]:
     """Return a suspect's tests, the main one last."""
-    rows = [_count_row(result.count, gamma_256=result.gamma_256)]
-    centred = result.centred
-    if centred is not None:
-        tau = None
-        if centred.tau is not None and centred.tau_low is not None and centred.tau_high is not None:
-            tau = (centred.tau, centred.tau_low, centred.tau_high)
+    gamma_256 = result.gamma_256 or 0
+    rows = [_count_row(result.unweighted, gamma_256=gamma_256)] if isinstance(result.unweighted, CountTest) else []
+    effect = result.effect
+    for test in result.weighted:
         rows.append(
             _Row(
-                test="centred",
-                pairs=centred.pairs,
-                green=centred.green,
-                expected=result.gamma_256 / 256,
-                z=centred.z,
-                log10_p=centred.log10_p,
-                saddlepoint=centred.log10_p_saddlepoint,
-                decoy_rank=centred.decoy_rank,
-                decoys=centred.decoys,
-                tau=tau,
+                test=test.name,
+                pairs=test.pairs,
+                green=None,
+                expected=gamma_256 / 256,
+                z=test.z,
+                log10_p=test.log10_p,
+                saddlepoint=test.log10_p_saddlepoint,
+                decoy_rank=test.decoy_rank,
+                decoys=test.decoys,
+                tau=None if effect is None else (effect.tau, effect.low, effect.high),
             )
         )
     return rows
@@ -297,7 +296,7 @@ def _growth_svg(stories: Sequence[_Story]) -> Markup | None:
             points = story.suspect.growth
             tokens = [point.tokens for point in points]
             for test, dash, log10_ps in (
-                ("centred", "o-", [point.centred_log10_p for point in points]),
+                (story.result.main_test, "o-", [point.main_log10_p for point in points]),
                 ("count", "s:", [point.count_log10_p for point in points]),
             ):
                 evidence = [-log10_p for log10_p in log10_ps]
@@ -320,7 +319,7 @@ def _growth_svg(stories: Sequence[_Story]) -> Markup | None:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
 
     ends = "; ".join(
-        f"{story.name} at {points[-1].tokens:,} tokens: centred {-points[-1].centred_log10_p:.1f}, "
+        f"{story.name} at {points[-1].tokens:,} tokens: {story.result.main_test} {-points[-1].main_log10_p:.1f}, "
         f"count {-points[-1].count_log10_p:.1f}"
         for story in stories
         if (points := story.suspect.growth)
@@ -330,12 +329,12 @@ def _growth_svg(stories: Sequence[_Story]) -> Markup | None:
 
 
 def _has_histogram(story: _Story) -> bool:
-    return story.result.centred is not None and len(story.decoy_z) > 0
+    return len(story.decoy_z) > 0
 
 
 def _histogram_svg(story: _Story, stories: Sequence[_Story]) -> Markup:
     """Plot the decoys' z with the real key's, on the axis that all suspects share."""
-    reals = [s.result.centred.z for s in stories if s.result.centred is not None]
+    reals = [s.main.z for s in stories if s.result.weighted]
     everything = np.concatenate([*(s.decoy_z for s in stories), reals, [-4.0, 4.0]])
     low, high = math.floor(everything.min()), math.ceil(everything.max()) + 1
     counts, edges = np.histogram(story.decoy_z, bins=np.arange(low, high + 0.25, max(0.25, (high - low) / 200)))
@@ -357,7 +356,7 @@ def _histogram_svg(story: _Story, stories: Sequence[_Story]) -> Markup:
         )
         axes.set_xlim(low, high)
         axes.set_ylim(0, top)
-        axes.set_xlabel("z of the centred test")
+        axes.set_xlabel(f"z of the {story.main.test} test")
         axes.set_ylabel("decoy keys")
 
     label = (

@@ -6,20 +6,37 @@ Schemas are named ``taggant/<command>/<number>``; a field may be added to a sche
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from detect.calibration import CalibrationResult
 from detect.corpus import Corpus
+from detect.count import CountTest
 from detect.demo import Demo
 from detect.distillation import ModelResult
+from detect.e_process import SequentialResult
 from detect.marked_text import TextResult
+from detect.open_weight import OpenWeightResult
+from detect.reference_choice import Candidate
+from detect.study.table import Table
+from detect.supervised import SupervisedTest
 from detect.verdict import DOES_NOT_SAY
 from detect.warning import Warned
+from detect.weighted_test import WeightedTest
 from watermark import __version__
 
-__all__ = ["calibration_json", "demo_json", "dumps", "model_json", "models_json", "text_json"]
+__all__ = [
+    "calibration_json",
+    "demo_json",
+    "dumps",
+    "model_json",
+    "models_json",
+    "study_json",
+    "text_json",
+    "weights_json",
+]
 
 JsonObject = dict[str, Any]
 
@@ -43,24 +60,74 @@ def _inputs(corpus: Corpus) -> JsonObject:
     }
 
 
-def model_json(result: ModelResult, corpus: Corpus, warned: Sequence[Warned], *, tokenizer: str) -> JsonObject:
-    """Return one scope's result of `detect model`."""
+def model_json(
+    result: ModelResult,
+    corpus: Corpus,
+    warned: Sequence[Warned],
+    *,
+    tokenizer: str,
+    candidates: Sequence[Candidate] = (),
+    sequential: SequentialResult | None = None,
+    supervised: SupervisedTest | None = None,
+) -> JsonObject:
+    """Return one key's result of `detect model`; *candidates* are the references of which one was used."""
     fields = asdict(result)
-    count, centred = fields.pop("count"), fields.pop("centred")
+    del fields["unweighted"], fields["weighted"]
     fields["verdict"] = result.verdict.value
-    tests: JsonObject = {"count": count}
-    if centred is not None and result.centred is not None:
-        del centred["decoy_z"]
-        tests["centred"] = {**centred, "z": result.centred.z, "decoy_sd": result.centred.decoy_sd}
+    tests = {test.name: _test_json(test) for test in result.tests}
     return {
         **_head("detect-model"),
         **fields,
         "tests": tests,
+        "reference_candidates": [asdict(candidate) for candidate in candidates],
+        "sequential": None
+        if sequential is None
+        else {**asdict(sequential), "tokens": sequential.tokens, "tokens_needed": sequential.tokens_needed},
+        "supervised": None
+        if supervised is None
+        else {
+            **asdict(supervised),
+            "never_served": {"name": supervised.never_served.name, **_test_json(supervised.never_served)},
+        },
         "tokenizer": tokenizer,
         **_inputs(corpus),
         "warnings": [warning.value for warning in warned],
         "does_not_say": DOES_NOT_SAY,
     }
+
+
+def _test_json(test: CountTest | WeightedTest) -> JsonObject:
+    """Return one test; of a weighted one the decoys' spread instead of every decoy's z."""
+    fields = asdict(test)
+    del fields["name"]
+    if isinstance(test, WeightedTest):
+        del fields["decoy_z"]
+        fields.update(z=test.z, decoy_sd=test.decoy_sd)
+        if not math.isfinite(test.log10_p_smallest):
+            fields["log10_p_smallest"] = None
+    return fields
+
+
+def weights_json(result: OpenWeightResult, corpus: Corpus, warned: Sequence[Warned], *, tokenizer: str) -> JsonObject:
+    """Return one key's result of `detect weights`."""
+    fields = asdict(result)
+    test = _test_json(result.test)
+    return {
+        **_head("detect-weights"),
+        **fields,
+        "origin": result.origin.value,
+        "verdict": result.verdict.value,
+        "test": {"name": result.test.name, **test},
+        "tokenizer": tokenizer,
+        **_inputs(corpus),
+        "warnings": [warning.value for warning in warned],
+        "does_not_say": DOES_NOT_SAY,
+    }
+
+
+def study_json(tables: Sequence[Table]) -> JsonObject:
+    """Return what `study table` prints."""
+    return {**_head("study-table"), "tables": [asdict(table) for table in tables]}
 
 
 def models_json(results: Sequence[JsonObject]) -> JsonObject:
@@ -72,7 +139,8 @@ def text_json(result: TextResult, corpus: Corpus, warned: Sequence[Warned], *, t
     """Return what `detect text` prints."""
     fields = asdict(result)
     documents = [{**document, "verdict": document["verdict"].value} for document in fields.pop("documents")]
-    pooled = {**fields.pop("pooled"), "verdict": fields.pop("pooled_verdict").value}
+    del fields["pooled"]
+    pooled = {**_test_json(result.pooled), "verdict": fields.pop("pooled_verdict").value}
     return {
         **_head("detect-text"),
         **fields,
@@ -87,6 +155,7 @@ def text_json(result: TextResult, corpus: Corpus, warned: Sequence[Warned], *, t
 def calibration_json(result: CalibrationResult, corpus: Corpus, *, tokenizer: str) -> JsonObject:
     """Return what `calibrate` prints."""
     fields = asdict(result)
+    del fields["log10_ps"]
     fields["rates"] = {
         test: [{**asdict(rate), "rate": rate.rate, "within": rate.within} for rate in rates]
         for test, rates in result.rates.items()

@@ -9,17 +9,32 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from detect.calibration import CalibrationResult
+from detect.calibration import NAIVE, CalibrationResult
 from detect.corpus import Corpus
+from detect.count import CountTest
 from detect.demo import Demo
 from detect.distillation import ModelResult
+from detect.e_process import SequentialResult
 from detect.marked_text import TextResult
+from detect.open_weight import OpenWeightResult
 from detect.records import MAX_PROBLEMS, Accounting
+from detect.reference_choice import Candidate
+from detect.supervised import SupervisedTest
 from detect.verdict import DOES_NOT_SAY, Verdict
 from detect.warning import Warned
+from detect.weighted_test import WeightedTest
 from watermark.errors import printable
 
-__all__ = ["calibration_table", "demo_story", "does_not_say", "model_tables", "text_tables"]
+__all__ = [
+    "calibration_table",
+    "demo_story",
+    "does_not_say",
+    "model_tables",
+    "sequential_table",
+    "supervised_table",
+    "text_tables",
+    "weights_tables",
+]
 
 #: Documents listed one by one; with more, the most significant are.
 _LISTED = 20
@@ -75,23 +90,23 @@ def _rank(rank: int | None, decoys: int) -> str:
     return "-" if rank is None else f"{rank:,} of {decoys + 1:,}"
 
 
-def model_tables(result: ModelResult, corpus: Corpus, warned: Sequence[Warned]) -> RenderableType:
+def model_tables(
+    result: ModelResult, corpus: Corpus, warned: Sequence[Warned], candidates: Sequence[Candidate] = ()
+) -> RenderableType:
     """Return the result of one scope: the tests, the effect and the verdict. `does_not_say` goes below."""
-    gamma = result.gamma_256 / 256
-    table = _grid("test", "pairs", "green", "share", "expected", "z", "p", "decoy rank")
-    count = result.count
-    share = count.green / count.pairs if count.pairs else 0.0
-    sd = (count.pairs * gamma * (1 - gamma)) ** 0.5
-    table.add_row(
-        "count",
-        f"{count.pairs:,}",
-        f"{count.green:,}",
-        f"{share:.4f}",
-        f"{gamma:.4f}",
-        f"{(count.green - gamma * count.pairs) / sd if sd else 0:.1f}",
-        p_value(count.log10_p),
-        _rank(count.decoy_rank, count.decoys),
-    )
+    table = _grid("test", "pairs", "green", "expected", "z", "p", "decoy rank")
+    for test in result.tests:
+        counted = isinstance(test, CountTest) and result.gamma_256 is not None
+        table.add_row(
+            test.name,
+            f"{test.pairs:,}",
+            # A weighted test's share of green pairs would mislead: most of its pairs were not said.
+            f"{test.green / test.pairs if test.pairs else 0:.4f}" if isinstance(test, CountTest) else "-",
+            f"{(result.gamma_256 or 0) / 256:.4f}" if counted else "-",
+            f"{test.z:.1f}",
+            ("" if counted or (isinstance(test, WeightedTest) and test.exact) else "<= ") + p_value(test.log10_p),
+            _rank(test.decoy_rank, test.decoys),
+        )
     lines: list[RenderableType] = [
         Text(
             f"scope {result.scope}: {result.tokens:,} tokens, {result.positions:,} positions scored, "
@@ -99,33 +114,111 @@ def model_tables(result: ModelResult, corpus: Corpus, warned: Sequence[Warned]) 
         ),
         table,
     ]
-    centred = result.centred
-    if centred is not None:
-        table.add_row(
-            "centred",
-            f"{centred.pairs:,}",
-            f"{centred.green:,}",
-            f"{centred.green / centred.pairs if centred.pairs else 0:.4f}",
-            f"{gamma:.4f}",
-            f"{centred.z:.1f}",
-            p_value(centred.log10_p),
-            _rank(centred.decoy_rank, centred.decoys),
-        )
+    if result.reference is not None:
         effect = ""
-        if centred.tau is not None:
+        if result.effect is not None:
             effect = (
-                f"; effect size tau {centred.tau:.2f} (95%: {centred.tau_low:.2f} to {centred.tau_high:.2f}) "
+                f"; effect size tau {result.effect.tau:.2f} (95%: {result.effect.low:.2f} to {result.effect.high:.2f}) "
                 "of the teacher's tilt"
             )
         lines.append(Text(f"reference {printable(result.reference)}, {result.reference_nll:.2f} nats a token{effect}"))
     else:
         lines.append(
-            Text("no reference: only the count test was made. --reference or --reference-model makes the stronger one")
+            Text(
+                f"no reference: only the {result.unweighted.name} test was made. --reference or --reference-model "
+                "makes the stronger one"
+            )
         )
+    if result.min_p_rank is not None:
+        rank = _rank(result.min_p_rank, result.weighted[0].decoys)
+        lines.append(Text(f"the smallest p of the tests listed ranks {rank} among the decoys' smallest"))
+    if len(candidates) > 1:
+        ranked = sorted(candidates, key=lambda candidate: candidate.negative_log_likelihood)
+        told = ", ".join(f"{printable(each.name)} {each.negative_log_likelihood:.3f}" for each in ranked)
+        lines.append(Text(f"reference chosen by the likelihood of the outputs (nats a token): {told}"))
+    lines += [Text(f"caution: {caution}", style="yellow") for caution in result.cautions]
     corrected = f", Holm over {result.scopes_tested} scopes" if result.scopes_tested > 1 else ""
+    exact = isinstance(result.unweighted, CountTest) and not result.weighted and result.scopes_tested == 1
     verdict = Text.assemble(
         (f"{result.verdict.value}", _STYLES[result.verdict]),
-        f": p <= {p_value(result.log10_p_holm)} ({result.main_test} test{corrected}; level {result.level:g})",
+        f": p {'=' if exact else '<='} {p_value(result.log10_p_holm)} ({result.main_test} test{corrected}; "
+        f"level {result.level:g})",
+    )
+    return Group(*lines, verdict, _accounting(corpus.accounting), *_warnings(warned))
+
+
+def sequential_table(result: SequentialResult) -> RenderableType:
+    """Return the looks of an e-process."""
+    table = _grid("look", "tokens", "lanes opened", "pairs", "log10 e", "anytime p")
+    for look in result.looks:
+        table.add_row(
+            str(look.number),
+            f"{look.tokens:,}",
+            str(len(look.opened)),
+            f"{look.pairs:,}",
+            f"{look.log10_e:.2f}",
+            "<= " + p_value(look.log10_p),
+        )
+    needed = result.tokens_needed
+    said = f"never reached in {result.tokens:,}" if needed is None else f"reached at {needed:,}"
+    return Group(
+        Text(f"\ne-process ({result.weighting} weights), valid at every look; level {result.level:g} {said} tokens"),
+        table,
+    )
+
+
+def supervised_table(result: SupervisedTest) -> RenderableType:
+    """Return the test of the windows served, and its control."""
+    table = _grid("windows", "number", "pairs", "z", "p")
+    served = result.windows_served
+    z = result.statistic / result.sd if result.sd else 0.0
+    table.add_row("served", f"{served:,}", f"{result.pairs:,}", f"{z:.1f}", "<= " + p_value(result.log10_p))
+    control = result.never_served
+    table.add_row(
+        "never served",
+        f"{result.windows - served:,}",
+        f"{control.pairs:,}",
+        f"{control.z:.1f}",
+        "<= " + p_value(control.log10_p),
+    )
+    return Group(
+        Text(
+            f"\nsupervised by {result.served_responses:,} served answers, in the order of first visit ({result.name})"
+        ),
+        table,
+    )
+
+
+def weights_tables(result: OpenWeightResult, corpus: Corpus, warned: Sequence[Warned]) -> RenderableType:
+    """Return the result of one key on a model whose weights are at hand. `does_not_say` goes below."""
+    test = result.test
+    table = _grid("test", "pairs", "z", "p", "decoy rank")
+    table.add_row(
+        test.name,
+        f"{test.pairs:,}",
+        f"{test.z:.1f}",
+        "<= " + p_value(test.log10_p),
+        _rank(test.decoy_rank, test.decoys),
+    )
+    lines: list[RenderableType] = [
+        Text(
+            f"scope {result.scope}: {result.contexts:,} contexts ({result.origin.value}), {result.windows:,} distinct "
+            f"windows; {printable(result.suspect)} minus {printable(result.reference)}"
+        ),
+        table,
+    ]
+    if result.effect is not None:
+        lines.append(
+            Text(
+                f"effect size tau {result.effect.tau:.2f} (95%: {result.effect.low:.2f} to {result.effect.high:.2f}) "
+                "of the teacher's tilt"
+            )
+        )
+    lines += [Text(f"caution: {caution}", style="yellow") for caution in result.cautions]
+    corrected = f", Holm over {result.scopes_tested} keys" if result.scopes_tested > 1 else ""
+    verdict = Text.assemble(
+        (f"{result.verdict.value}", _STYLES[result.verdict]),
+        f": p <= {p_value(result.log10_p_holm)} ({test.name} test{corrected}; level {result.level:g})",
     )
     return Group(*lines, verdict, _accounting(corpus.accounting), *_warnings(warned))
 
@@ -137,46 +230,64 @@ def does_not_say() -> RenderableType:
 
 def text_tables(result: TextResult, corpus: Corpus, warned: Sequence[Warned]) -> RenderableType:
     """Return the documents (the most significant of many) and the pooled test."""
-    table = _grid("document", "pairs", "green", "share", "p", f"p, Holm over {len(result.documents):,}", "verdict")
+    green = result.gamma_256 is not None
+    holm = f"p, Holm over {len(result.documents):,}"
+    table = _grid("document", "pairs", *(("green", "share") if green else ("mean score",)), "p", holm, "verdict")
     listed = sorted(result.documents, key=lambda document: document.log10_p)[:_LISTED]
     if len(result.documents) <= _LISTED:
         listed = result.documents
     for document in listed:
+        share = f"{document.score / document.pairs if document.pairs else 0:.3f}"
         table.add_row(
             printable(document.source, 48),
             f"{document.pairs:,}",
-            f"{document.green:,}",
-            f"{document.green / document.pairs if document.pairs else 0:.3f}",
+            *((f"{document.score:,}", share) if green else (share,)),
             p_value(document.log10_p),
             p_value(document.log10_p_holm),
             Text(document.verdict.value, style=_STYLES[document.verdict]),
         )
     counts = {verdict: sum(d.verdict is verdict for d in result.documents) for verdict in Verdict}
-    pooled = result.pooled
-    gamma = result.gamma_256 / 256
-    # With fewer distinct pairs even an all-green text has a p above the level.
-    enough = math.ceil((math.log10(max(1, len(result.documents))) - math.log10(result.level)) / -math.log10(gamma))
     lines: list[RenderableType] = [
         table if listed else Text(f"no text is longer than the window of {result.window} ids: nothing could be scored")
     ]
+    if not result.documents and result.tokens and result.cautions:
+        lines = [Text("this mark's hash is too weak for a p-value of each document: pooled only")]
     if len(listed) < len(result.documents):
         lines.append(Text(f"({_LISTED} most significant of {len(result.documents):,}; --json has all)"))
+    enough = ""
+    if counts[Verdict.TOO_SHORT] and green:
+        # With fewer distinct pairs even an all-green text has a p above the level.
+        least = math.log10(max(1, len(result.documents))) - math.log10(result.level)
+        enough = f" (it takes {math.ceil(least / -math.log10(result.mean_score)):,} distinct pairs at least)"
+    if result.documents:
+        lines.append(
+            Text("documents: " + ", ".join(f"{count:,} {verdict.value}" for verdict, count in counts.items()) + enough)
+        )
     return Group(
         *lines,
-        Text(
-            "documents: "
-            + ", ".join(f"{count:,} {verdict.value}" for verdict, count in counts.items())
-            + (f" (it takes {enough:,} distinct pairs at least)" if counts[Verdict.TOO_SHORT] else "")
-        ),
         Text.assemble(
             "pooled, each distinct pair once: ",
             (result.pooled_verdict.value, _STYLES[result.pooled_verdict]),
-            f": p = {p_value(pooled.log10_p)}, {pooled.green:,} green of {pooled.pairs:,} distinct pairs "
-            f"({gamma:.4f} expected by chance; level {result.level:g})",
+            f": {_pooled(result)}; level {result.level:g})",
         ),
         Text(f"{result.left_out_prompt:,} positions left out for standing in a prompt ({result.prompt_policy})"),
+        *(Text(f"caution: {caution}", style="yellow") for caution in result.cautions),
         _accounting(corpus.accounting),
         *_warnings(warned),
+    )
+
+
+def _pooled(result: TextResult) -> str:
+    pooled = result.pooled
+    if isinstance(pooled, CountTest):
+        return (
+            f"p = {p_value(pooled.log10_p)}, {pooled.green:,} green of {pooled.pairs:,} distinct pairs "
+            f"({result.mean_score:.4f} expected by chance"
+        )
+    rank = "" if pooled.decoy_rank is None else f", rank {_rank(pooled.decoy_rank, pooled.decoys)} among decoy keys"
+    return (
+        f"p <= {p_value(pooled.log10_p)}, {pooled.pairs:,} distinct pairs{rank} "
+        f"(mean score {result.mean_score:.4f} expected by chance"
     )
 
 
@@ -184,22 +295,25 @@ def calibration_table(result: CalibrationResult, corpus: Corpus) -> RenderableTy
     """Return the false-positive rates beside the nominal ones."""
     table = _grid("test", *(f"p <= {rate.level:g}" for rate in next(iter(result.rates.values()))), "sd of z")
     for test, rates in result.rates.items():
-        cells = [Text(f"{rate.rate:.4f}", style="" if rate.within else "bold red") for rate in rates]
-        table.add_row(test + (" (not valid)" if test == "naive z" else ""), *cells, f"{result.sds[test]:.2f}")
+        cells = [
+            Text(f"{rate.rate:.4f}{' ' if rate.within else '*'}", style="" if rate.within else "bold red")
+            for rate in rates
+        ]
+        table.add_row(test + (" (not valid)" if test == NAIVE else ""), *cells, f"{result.sds[test]:.2f}")
     return Group(
         Text(
             f"{result.keys:,} random keys (seed {result.seed}) on {result.tokens:,} tokens: {result.positions:,} "
             f"positions, {result.pairs:,} distinct pairs; window {result.window}, gamma {result.gamma_256}/256"
         ),
         table,
-        Text("a rate above nominal beyond its 95% interval is shown in red", style="dim"),
+        Text("* above nominal beyond its 95% interval", style="dim"),
         _accounting(corpus.accounting),
     )
 
 
 def demo_story(demo: Demo) -> RenderableType:
     """Return the story of the demo with its figures."""
-    teacher, student, twin = demo.teacher.pooled, demo.student.result, demo.clean_twin.result
+    teacher, student, twin = demo.teacher.count, demo.student.result, demo.clean_twin.result
     marked = sum(document.verdict is Verdict.DEPENDS for document in demo.teacher.documents)
 
     def heading(text: str) -> Text:

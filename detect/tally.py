@@ -30,7 +30,6 @@ from detect.tabulation import (
     window_names,
 )
 from watermark import kernels
-from watermark.keys import Params
 
 __all__ = ["UNIT", "PromptPolicy", "Tally", "tally_of"]
 
@@ -87,7 +86,8 @@ class Tally:
 def tally_of(
     responses: Sequence[Ids],
     *,
-    params: Params,
+    window: int,
+    special_ids: Sequence[int] = (),
     prompts: Sequence[Sequence[Ids]] = (),
     echoes: Sequence[npt.NDArray[np.bool_]] = (),
     policy: PromptPolicy = PromptPolicy.OWN,
@@ -97,7 +97,8 @@ def tally_of(
 
     Args:
         responses: each response's ids, uint32.
-        params: the scope's: window and special ids.
+        window: ids before each token, 1 or more.
+        special_ids: sorted ids that are never scored and never inside a window.
         prompts: for each response the texts before it, each tokenised alone; empty if none are recorded.
         echoes: for each response which of its ids repeat a prompt (`detect.echo`); empty if none were looked for.
         policy: which windows are left out for standing in a prompt.
@@ -112,28 +113,28 @@ def tally_of(
         raise ValueError("token id 4294967295 is no id of any tokenizer")
     if reference is not None:
         reference.check(ids, starts)
-    special = np.array(params.special_ids, dtype=np.uint32)
-    valid = whole_windows(ids, starts, special, params.window)
+    special = np.array(special_ids, dtype=np.uint32)
+    valid = whole_windows(ids, starts, special, window)
     before = int(valid.sum())
     if prompts and policy is not PromptPolicy.CLEAN:
         pieces = [piece for group in prompts for piece in group]
         prompt_ids, piece_starts = _joined(pieces)
         if policy is PromptPolicy.OWN:
             groups = np.concatenate([[0], np.cumsum([len(group) for group in prompts])]).astype(np.int64)
-            leave_out(ids, starts, valid, prompt_ids, piece_starts, groups, params.window)
+            leave_out(ids, starts, valid, prompt_ids, piece_starts, groups, window)
         else:
             whole = np.array([0, len(ids)], dtype=np.int64)
             groups = np.array([0, len(pieces)], dtype=np.int64)
-            leave_out(ids, whole, valid, prompt_ids, piece_starts, groups, params.window)
+            leave_out(ids, whole, valid, prompt_ids, piece_starts, groups, window)
     if echoes and policy is not PromptPolicy.CLEAN:
         echoed = np.concatenate(echoes)
-        for back in range(1, params.window + 1):
+        for back in range(1, window + 1):
             valid[back:] &= ~echoed[:-back]
     left_out = before - int(valid.sum())
     # A window of h ids is numbered as its first h - 1, numbered, and the last: names are exact, and nothing is hashed
     # that could collide.
-    window_of, first = number(window_names(ids, valid, params.window))
-    for offset in range(params.window - 2, 0, -1):
+    window_of, first = number(window_names(ids, valid, window))
+    for offset in range(window - 2, 0, -1):
         window_of, first = number(longer_names(window_of, ids, offset))
     names = longer_names(window_of, ids, 0)
     position_pair, first_said = number(names)
@@ -144,7 +145,7 @@ def tally_of(
             ids, window_of, len(first), keys, special, reference.top_ids, reference.top_p, reference.said_p
         )
         said = np.concatenate([said, np.zeros(len(keys) - len(said), dtype=np.int64)])
-    offsets = np.arange(-params.window, 0)
+    offsets = np.arange(-window, 0)
     windows = np.ascontiguousarray(ids[first[:, None] + offsets[None, :]])
     return Tally(
         windows=windows,

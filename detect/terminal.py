@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["busy", "progress", "show"]
+__all__ = ["busy", "progress", "show", "task_progress"]
 
 #: Width of tables that go to a file or a pipe.
 _WIDTH = 140
@@ -35,6 +35,22 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         task = bar.add_task(what, total=total)
 
         yield lambda new: bar.advance(task, new)
+
+
+@contextmanager
+def task_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Show tasks of different kinds: the function given is called with a task's name, how many are done, of how many.
+
+    Where there is no terminal, a line a task: such work takes hours.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda task, done, total: console.print(f"{done}/{total} {task}", highlight=False, markup=False)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        shown = bar.add_task("", total=None)
+        yield lambda task, done, total: bar.update(shown, description=task, completed=done, total=total)
 
 
 @contextmanager

@@ -7,8 +7,7 @@ from enum import Enum
 
 from detect.corpus import Corpus
 from detect.distillation import ModelResult
-from watermark.keyring import Keyring
-from watermark.keys import ScopeKeys
+from detect.mark import Mark
 
 __all__ = ["Warned", "warnings_of", "warnings_of_model"]
 
@@ -33,16 +32,16 @@ class Warned(Enum):
     DECOYS_SPREAD = "the decoys' spread is not what the null says: do not rely on this result, and report it"
 
 
-def warnings_of(corpus: Corpus, scope: ScopeKeys, keyring: Keyring) -> list[Warned]:
-    """Return what goes beside any result of *scope* on *corpus*."""
+def warnings_of(corpus: Corpus, mark: Mark, *, published: bool) -> list[Warned]:
+    """Return what goes beside any result of *mark* on *corpus*; *published* if its key is public."""
     found = []
-    if not scope.activated:
+    if mark.activated is False:
         found.append(Warned.NOT_ACTIVATED)
-    if keyring.published:
+    if published:
         found.append(Warned.PUBLISHED)
     if corpus.without_prompt:
         found.append(Warned.NO_PROMPTS)
-    if corpus.fingerprints - {scope.fingerprint}:
+    if corpus.fingerprints - {mark.fingerprint}:
         found.append(Warned.OTHER_SCOPE)
     return found
 
@@ -50,11 +49,10 @@ def warnings_of(corpus: Corpus, scope: ScopeKeys, keyring: Keyring) -> list[Warn
 def warnings_of_model(result: ModelResult, general: Sequence[Warned]) -> list[Warned]:
     """Return *general* and what goes beside this result of `detect_model`."""
     found = list(general)
-    centred = result.centred
-    if centred is not None:
-        if centred.tau is not None and centred.tau >= _RELAY and result.log10_p_holm < -3:
-            found.append(Warned.RELAY)
-        low, high = _DECOY_SD
-        if centred.decoy_sd is not None and centred.decoys >= _ENOUGH_DECOYS and not low < centred.decoy_sd < high:
-            found.append(Warned.DECOYS_SPREAD)
+    if result.effect is not None and result.effect.tau >= _RELAY and result.log10_p_holm < -3:
+        found.append(Warned.RELAY)
+    low, high = _DECOY_SD
+    spreads = [test.decoy_sd for test in result.weighted if test.decoys >= _ENOUGH_DECOYS]
+    if any(sd is not None and not low < sd < high for sd in spreads):
+        found.append(Warned.DECOYS_SPREAD)
     return found

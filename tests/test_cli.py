@@ -30,6 +30,7 @@ import typer
 import cli
 import watermark.tokenizer
 from detect.decoys import DECOYS
+from detect.family import DEFAULT
 from detect.records import Fields
 from detect.reference import TOP, Reference
 from detect.tally import PromptPolicy
@@ -52,6 +53,11 @@ COMMANDS = (
     "detect text",
     "detect model",
     "calibrate",
+    "detect weights",
+    "power",
+    "study",
+    "study run",
+    "study table",
 )
 
 ANSWER = "Because molecules of the air scatter the short waves of sunlight much more than they do the long ones."
@@ -276,10 +282,10 @@ BAD_KEYS = [
     ((*TEXT, "good.jsonl", "-k", "edited.json"), 4, ["edited.json", "checksum does not fit", "cut or edited"]),
     ((*TEXT, "good.jsonl", "-k", "nothing"), 4, ["nothing: cannot read the key file", "directory"]),
     (("keys", "show", "-k", "missing.json"), 4, ["missing.json: no such key file"]),
-    ((*TEXT, "good.jsonl"), 2, ["missing option '--keyring'", "taggant detect text --help"]),
+    ((*TEXT, "good.jsonl"), 2, ["name the key: --keyring FILE", "--mark SCHEME:FILE"]),
     ((*TEXT, "good.jsonl", *KEY, "--scope", "zz"), 2, ["no scope zz", "they have default"]),
-    ((*TEXT, "good.jsonl", "-k", "two.json"), 2, ["one scope, and 2 were given", "--scope"]),
-    ((*TEXT, "good.jsonl", *KEY, "-k", "other.json"), 2, ["one scope, and 2 were given"]),
+    ((*TEXT, "good.jsonl", "-k", "two.json"), 2, ["one key, and 2 were given", "--scope"]),
+    ((*TEXT, "good.jsonl", *KEY, "-k", "other.json"), 2, ["one key, and 2 were given"]),
     ((*MODEL, *KEY), 2, ["each once"]),
     ((*TEXT, "good.jsonl", "-k", "foreign.json"), 2, ["scope default", "not shipped", "--tokenizer"]),
     ((*TEXT, "good.jsonl", "-k", "foreign.json", "-t", "smollm2"), 2, ["another tokenizer than smollm2", "abababab"]),
@@ -314,11 +320,10 @@ BAD_REFERENCES = [
     ((*MODEL, "--reference", "flat.npz"), 3, ["flat: made for 80 responses, and there are 1", "--save-reference"]),
     ((*MODEL, "--reference", "missing.jsonl"), 3, ["missing.jsonl: no such file"]),
     ((*MODEL, "--reference", "cut.jsonl"), 3, ["cut.jsonl:2"]),
-    ((*MODEL, "--reference", "short.jsonl"), 2, ["reference short.jsonl", "too short to hold a window of 2"]),
+    ((*MODEL, "--reference", "short.jsonl"), 2, ["reference short.jsonl", "holds no ids"]),
     ((*MODEL, "--reference", "teacher.jsonl"), 3, ["reference teacher.jsonl", "marked", "never saw the mark"]),
-    ((*MODEL, "--reference", "a.npz", "--reference-model", "b"), 2, ["exclude each other"]),
-    (("calibrate", "good.jsonl", "--reference", "a.npz", "--reference-model", "b"), 2, ["exclude each other"]),
-    ((*MODEL, "--save-reference", "a.npz"), 2, ["--reference-model", "name a model"]),
+    ((*MODEL, "--reference", "a.npz", "--reference", "a.npz"), 2, ["named twice", "name each candidate once"]),
+    ((*MODEL, "--save-reference", "a.npz"), 2, ["--save-reference", "name one with --reference-model"]),
     ((*MODEL, "--reference-model", "b", "--save-reference", "a.bin"), 2, ["ends in .npz, got a.bin"]),
     ((*MODEL, "--reference-model", "b", "--save-reference", "no/a.npz"), 2, ["no folder", "make it first"]),
 ]
@@ -504,7 +509,7 @@ def test_text_as_json_and_as_a_table_say_the_same(run: Run) -> None:
     pooled = told["pooled"]
     assert told["schema"] == "taggant/detect-text/1"
     assert len(told["documents"]) == told["accounting"]["read"] == told["accounting"]["scored"] == 80
-    assert {"pairs", "green", "log10_p", "verdict", "source"} <= told["documents"][0].keys()
+    assert {"pairs", "score", "log10_p", "verdict", "source"} <= told["documents"][0].keys()
     assert pooled["pairs"] > 3000
     assert pooled["green"] > 0.8 * pooled["pairs"]
     assert pooled["log10_p"] < -1000
@@ -520,22 +525,22 @@ def test_text_as_json_and_as_a_table_say_the_same(run: Run) -> None:
 
 def test_model_as_json_and_as_a_table_say_the_same(run: Run) -> None:
     told = run(*MODEL[:2], "teacher.jsonl", *KEY, "--reference", "flat.npz", "--decoys", "19", "--json").json
-    count, centred = told["tests"]["count"], told["tests"]["centred"]
-    for test in (count, centred):
+    count, weighted = told["tests"]["count"], told["tests"][DEFAULT[0].name]
+    assert isinstance(count["green"], int)
+    for test in (count, weighted):
         assert isinstance(test["pairs"], int)
-        assert isinstance(test["green"], int)
         assert test["log10_p"] < -500
         assert test["decoy_rank"] == 1
         assert test["decoys"] == 19
-    assert told["main_test"] == "centred"
-    assert told["reference"] == "flat"
+    assert told["main_test"] == "quasi-score and centred"
+    assert told["reference"] == "flat.npz"
     assert told["verdict"] == "depends on the key"
     table = run(*MODEL[:2], "teacher.jsonl", *KEY, "--reference", "flat.npz", "--decoys", "19").out
     for name, test in told["tests"].items():
         (row,) = [line.split() for line in table.splitlines() if line.startswith(f"{name} ")]
-        assert row[1:3] == [f"{test['pairs']:,}", f"{test['green']:,}"]
-        assert row[6].endswith(f"e{int(np.floor(test['log10_p']))}")
-        assert row[7:] == ["1", "of", "20"]
+        assert row[1] == f"{test['pairs']:,}"
+        assert row[-4].endswith(f"e{int(np.floor(test['log10_p']))}")
+        assert row[-3:] == ["1", "of", "20"]
     assert "depends on the key: p <= " in table
     assert "It does not say who trained on what" in table
 
@@ -622,7 +627,7 @@ def test_calibration(run: Run) -> None:
         assert all(f"{rate['rate']:.4f}" in row for rate in rates)
     assert "300 records read: 300 scored" in table
     with_reference = run(*arguments, "--reference", "clean.jsonl", "--json").json
-    assert set(with_reference["rates"]) == {"count", "centred", "naive z"}
+    assert set(with_reference["rates"]) == {"count", "quasi-score", "centred", "naive z"}
 
 
 def test_a_piped_result_holds_no_escape_codes(run: Run) -> None:
@@ -669,10 +674,10 @@ def test_the_demo_tells_the_issue_s_fields(run: Run) -> None:
     assert told["schema"] == "taggant/demo/1"
     assert told["commitments_that_fit"] == 65
     for suspect in ("student", "clean_twin"):
-        for test in ("count", "centred"):
-            assert {"pairs", "green", "log10_p", "decoy_rank"} <= told[suspect]["tests"][test].keys()
-    assert told["student"]["tests"]["centred"]["log10_p"] < -6
-    assert told["clean_twin"]["tests"]["centred"]["log10_p"] > -2
+        for test in ("count", *(weighting.name for weighting in DEFAULT)):
+            assert {"pairs", "z", "log10_p", "decoy_rank"} <= told[suspect]["tests"][test].keys()
+    assert told["student"]["log10_p"] < -30
+    assert told["clean_twin"]["log10_p"] > -2
     assert told["teacher"]["pooled"]["log10_p"] < -100
 
 
@@ -742,7 +747,7 @@ def _fields_of(value: Any) -> set[str]:
 
 def test_the_reference_names_every_field_of_the_json(run: Run) -> None:
     page = REFERENCE.read_text(encoding="utf-8")
-    named = set(re.findall(r"`([a-z0-9_ ]+)`", page))
+    named = set(re.findall(r"`([a-z0-9_ -]+)`", page))
     outputs = {
         "detect text": run(*TEXT, "teacher.jsonl", *KEY, "--json").json,
         "detect model": run(*MODEL[:2], "teacher.jsonl", *KEY, "--reference", "flat.npz", "--json").json,

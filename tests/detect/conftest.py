@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from detect.ngram_reference import ngram_reference
+from detect.reference import Reference
 from watermark.tokenizer import Tokenizer, load
 
 ROOT = Path(__file__).parents[2]
@@ -62,3 +64,13 @@ def repetitive(smollm2: Tokenizer) -> list[np.ndarray]:
 def clean(smollm2: Tokenizer) -> list[np.ndarray]:
     """Other text of the same kinds, for references."""
     return [smollm2.encode(stdlib_text(name, 20_000)) for name in CLEAN]
+
+
+@pytest.fixture(scope="session")
+def references(repetitive: list[np.ndarray], clean: list[np.ndarray]) -> dict[int, Reference]:
+    return {
+        window: ngram_reference(
+            repetitive, clean, order=window + 1, vocabulary_size=50_000, tokenizer="00" * 32, name="other code"
+        )
+        for window in (1, 2, 4)
+    }

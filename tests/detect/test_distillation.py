@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from builders import corpus_of, scope_of
 
+from detect.centred import CENTRED
 from detect.corpus import Corpus
 from detect.distillation import detect_model
+from detect.family import FAMILY
 from detect.marked_text import detect_text
-from detect.reference import reference_from_outputs
+from detect.ngram_reference import ngram_reference
+from detect.reference import Reference
 from detect.tally import PromptPolicy
 from detect.verdict import Verdict
 from watermark import prf
@@ -43,10 +46,17 @@ def test_count_and_centred_are_the_sums_they_say() -> None:
     rng = np.random.default_rng(2)
     responses = [rng.integers(0, 60, 300, dtype=np.uint32) for _ in range(4)]
     prompts = [[rng.integers(0, 60, 40, dtype=np.uint32)] for _ in range(4)]
-    reference = reference_from_outputs(
-        responses, [rng.integers(0, 60, 3000, dtype=np.uint32)], window=2, tokenizer="00" * 32, name="r"
+    reference = ngram_reference(
+        responses,
+        [rng.integers(0, 60, 3000, dtype=np.uint32)],
+        order=3,
+        vocabulary_size=50_000,
+        tokenizer="00" * 32,
+        name="r",
     )
-    result = detect_model(corpus_of(responses, prompts), [scope], reference=reference, decoys=20)[0]
+    result = detect_model(corpus_of(responses, prompts), [scope], reference=reference, weightings=[CENTRED], decoys=20)[
+        0
+    ]
     said: dict[tuple[tuple[int, ...], int], float] = {}
     weight: dict[tuple[tuple[int, ...], int], float] = {}
     position = 0
@@ -73,9 +83,8 @@ def test_count_and_centred_are_the_sums_they_say() -> None:
     assert result.count.pairs == len(said)
     assert result.count.green == sum(is_green(scope, w, v) for w, v in said)
     statistic = sum(a * (is_green(scope, w, v) - 0.25) for (w, v), a in weight.items())
-    assert result.centred is not None
-    assert result.centred.statistic == pytest.approx(statistic, abs=1e-6)
-    assert result.centred.sd == pytest.approx(math.sqrt(0.1875 * sum(a * a for a in weight.values())), rel=1e-6)
+    assert result.weighted[0].statistic == pytest.approx(statistic, abs=1e-6)
+    assert result.weighted[0].sd == pytest.approx(math.sqrt(0.1875 * sum(a * a for a in weight.values())), rel=1e-6)
     assert result.left_out_prompt > 0
 
 
@@ -101,7 +110,7 @@ def test_too_short_to_tell_is_by_the_best_outcome_there_could_be() -> None:
     for pairs, verdict in ((9, Verdict.TOO_SHORT), (10, Verdict.DEPENDS)):
         ids = marked(scope, pairs + 1, share=1.0, seed=4, vocabulary=40_000)
         document = detect_text(corpus_of([ids]), scope).documents[0]
-        assert (document.pairs, document.green) == (pairs, pairs)
+        assert (document.pairs, document.score) == (pairs, pairs)
         assert document.verdict is verdict
         assert document.log10_p == pytest.approx(-pairs * math.log10(4))
 
@@ -109,7 +118,7 @@ def test_too_short_to_tell_is_by_the_best_outcome_there_could_be() -> None:
 def test_pooling_counts_a_repeated_pair_once() -> None:
     scope = scope_of()
     text = marked(scope, 100, share=0.5, seed=8)
-    once, thrice = (detect_text(corpus_of([text] * n), scope).pooled for n in (1, 3))
+    once, thrice = (detect_text(corpus_of([text] * n), scope).count for n in (1, 3))
     assert (once.pairs, once.green) == (thrice.pairs, thrice.green)
     assert once.log10_p == thrice.log10_p
 
@@ -170,7 +179,7 @@ def test_the_decoy_rank_of_a_marked_text_is_one_and_is_repeatable() -> None:
 
 def test_a_reference_of_another_tokenizer_is_refused() -> None:
     text = np.arange(50, dtype=np.uint32)
-    reference = reference_from_outputs([text], [text], window=1, tokenizer="11" * 32, name="r")
+    reference = ngram_reference([text], [text], order=2, vocabulary_size=50_000, tokenizer="11" * 32, name="r")
     with pytest.raises(ReferenceMismatchError, match="another tokenizer"):
         detect_model(corpus_of([text]), [scope_of()], reference=reference)
 
@@ -188,3 +197,23 @@ def test_an_empty_corpus_is_too_short() -> None:
 def test_a_decoy_seed_of_more_than_64_bits_is_refused() -> None:
     with pytest.raises(UsageError, match="decoy seed"):
         detect_model(corpus_of([np.arange(50, dtype=np.uint32)]), [scope_of()], decoy_seed=2**64)
+
+
+def test_several_listed_tests_cost_their_number_and_are_ranked_together(
+    repetitive: list[np.ndarray], references: dict[int, Reference]
+) -> None:
+    corpus, scope = corpus_of(repetitive), scope_of()
+    singles = [
+        detect_model(corpus, [scope], reference=references[1], weightings=[weighting], decoys=99)[0]
+        for weighting in FAMILY.values()
+    ]
+    together = detect_model(corpus, [scope], reference=references[1], weightings=list(FAMILY.values()), decoys=99)[0]
+    smallest = min(single.log10_p for single in singles)
+    assert together.log10_p == pytest.approx(min(0.0, smallest + math.log10(len(singles))))
+    assert [test.log10_p for test in together.weighted] == [single.weighted[0].log10_p for single in singles]
+    assert all(single.min_p_rank is None for single in singles)
+    assert together.min_p_rank is not None
+    assert 1 <= together.min_p_rank <= 100
+    ranks = [test.decoy_rank for test in together.weighted]
+    # The combination's rank is no better than the best test's, but by the other tests' luck under the decoys.
+    assert together.min_p_rank >= min(rank for rank in ranks if rank is not None)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detect.multiplicity import holm, rank_p
+from detect.multiplicity import e_bh, e_to_p, holm, mean_e, rank_p
 
 LOG10_PS = st.lists(st.floats(-5000, 0), max_size=12)
 
@@ -76,3 +76,55 @@ def test_rank_is_uniform_under_the_null() -> None:
         assert (p <= alpha + 1e-12).mean() <= alpha + 4 * math.sqrt(alpha * (1 - alpha) / 4000)
     # And not so shy as to be empty.
     assert (p <= 0.5).mean() > 0.4
+
+
+ES = st.lists(st.floats(-300, 300), min_size=1, max_size=8)
+
+
+@given(ES)
+def test_mean_of_e_values_is_the_plain_mean(log10_es: list[float]) -> None:
+    plain = math.log10(math.fsum(10.0 ** (e - 300) for e in log10_es) / len(log10_es) + 1e-320) + 300
+    if max(log10_es) > -5:
+        assert mean_e(log10_es) == pytest.approx(plain, abs=1e-6)
+    assert mean_e(log10_es) <= max(log10_es)
+
+
+def test_mean_of_e_values_beyond_float64() -> None:
+    assert mean_e([5000.0, 4000.0]) == pytest.approx(5000 - math.log10(2))
+    assert mean_e([-math.inf, -math.inf]) == -math.inf
+    with pytest.raises(ValueError, match="at least one"):
+        mean_e([])
+    with pytest.raises(ValueError, match="place 0"):
+        mean_e([math.nan])
+
+
+@given(st.lists(st.floats(-3, 6), min_size=1, max_size=10), st.sampled_from([0.01, 0.05, 0.3]))
+def test_e_bh_is_the_definition(log10_es: list[float], level: float) -> None:
+    n = len(log10_es)
+    ordered = sorted((10**e for e in log10_es), reverse=True)
+    k = max((i for i in range(1, n + 1) if i * ordered[i - 1] >= n / level * (1 + 1e-9)), default=0)
+    most = max((i for i in range(1, n + 1) if i * ordered[i - 1] >= n / level * (1 - 1e-9)), default=0)
+    assert k <= sum(e_bh(log10_es, level=level)) or log10_es.count(min(log10_es)) > 1
+    assert sum(e_bh(log10_es, level=level)) >= k
+    assert most or not any(e_bh(log10_es, level=level))
+
+
+def test_e_bh_keeps_the_false_discovery_rate_under_dependence() -> None:
+    """Twenty nulls that all rest on one draw: e = 1 / (20 u) below 1 / 20, the worst that a mean of 1 allows."""
+    rng = np.random.default_rng(1)
+    level, false = 0.1, 0
+    for u in rng.random(4000):
+        log10_e = math.log10(200.0) if u < 1 / 200 else -9.0
+        false += any(e_bh([log10_e] * 20, level=level))
+    assert false / 4000 <= level
+    with pytest.raises(ValueError, match="level"):
+        e_bh([1.0], level=1.0)
+    assert e_bh([], level=0.1) == []
+
+
+def test_e_to_p() -> None:
+    assert e_to_p(5000.0) == -5000.0
+    assert e_to_p(-1.0) == 0.0
+    assert e_to_p(-math.inf) == 0.0
+    with pytest.raises(ValueError, match="infinity"):
+        e_to_p(math.inf)

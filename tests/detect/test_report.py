@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detect.centred import CentredTest
 from detect.corpus import Corpus
 from detect.count import count_test
 from detect.demo import Demo, GrowthPoint, Suspect
@@ -25,6 +24,7 @@ from detect.records import Accounting
 from detect.report import write_report
 from detect.verdict import DOES_NOT_SAY, LEVEL, Verdict
 from detect.warning import Warned
+from detect.weighted_test import EffectSize, WeightedTest
 from watermark import __version__
 from watermark.errors import MissingExtraError, TaggantError, UsageError
 
@@ -94,16 +94,14 @@ def suspect(name: str, *, green: int, z: float, log10_p: float, rank: int, tau: 
     pairs, tokens = 17_204, 31_012
     rng = np.random.default_rng(len(name))
     count = count_test(green, pairs=pairs, k=64, decoy_rank=rank + 1, decoys=999)
-    centred = CentredTest(
+    weighted = WeightedTest(
+        name="centred",
         pairs=61_377,
-        green=15_502,
         statistic=z * 41.7,
         sd=41.7,
         log10_p=log10_p,
         log10_p_saddlepoint=log10_p - 0.81,
-        tau=tau,
-        tau_low=tau - 0.018,
-        tau_high=tau + 0.018,
+        log10_p_smallest=-9000.0,
         decoy_rank=rank,
         decoys=999,
         decoy_z=rng.standard_normal(999),
@@ -121,10 +119,14 @@ def suspect(name: str, *, green: int, z: float, log10_p: float, rank: int, tau: 
         prompt_policy="own",
         reference="smollm2",
         reference_nll=1.87,
+        reference_check=None,
         decoy_seed=0,
-        count=count,
-        centred=centred,
+        cautions=(),
+        unweighted=count,
+        weighted=(weighted,),
+        effect=EffectSize(tau=tau, low=tau - 0.018, high=tau + 0.018),
         main_test="centred",
+        min_p_rank=None,
         log10_p=log10_p,
         log10_p_holm=log10_p,
         scopes_tested=1,
@@ -135,7 +137,7 @@ def suspect(name: str, *, green: int, z: float, log10_p: float, rank: int, tau: 
         GrowthPoint(
             tokens=tokens * step // 12,
             count_log10_p=count.log10_p * step / 12,
-            centred_log10_p=log10_p * step / 12 + 0.3 * float(np.sin(step)) * (step < 12),
+            main_log10_p=log10_p * step / 12 + 0.3 * float(np.sin(step)) * (step < 12),
         )
         for step in range(1, 13)
     ]
@@ -153,7 +155,7 @@ def demo_of() -> Demo:
         DocumentResult(
             source=f"teacher.jsonl:{i + 1}",
             pairs=130,
-            green=70,
+            score=70,
             log10_p=-11.0,
             log10_p_holm=-8.4,
             verdict=Verdict.DEPENDS if i % 40 else Verdict.NO_SIGN,
@@ -167,6 +169,8 @@ def demo_of() -> Demo:
             fingerprint="ab" * 32,
             window=1,
             gamma_256=64,
+            mean_score=0.25,
+            cautions=(),
             documents=documents,
             pooled=pooled,
             pooled_verdict=Verdict.DEPENDS,
@@ -284,8 +288,9 @@ def test_the_table_holds_the_figures_of_the_object(html: str, demo: Demo) -> Non
     assert float(rows[0][6].replace(MINUS, "-")) == pytest.approx(pooled.log10_p, abs=0.005)
     assert rows[0][7:] == ["–", "–", "–"]  # noqa: RUF001
     for at, story in ((1, demo.student), (3, demo.clean_twin)):
-        count, centred = story.result.count, story.result.centred
-        assert centred is not None
+        count, centred, effect = story.result.count, story.result.weighted[-1], story.result.effect
+        assert effect is not None
+        assert centred.log10_p_saddlepoint is not None
         z = (count.green - count.pairs / 4) / (count.pairs * 3 / 16) ** 0.5
         numbers = [cell.replace(",", "").replace(MINUS, "-") for cell in rows[at]]
         assert numbers[1:3] == [str(count.pairs), str(count.green)]
@@ -294,14 +299,14 @@ def test_the_table_holds_the_figures_of_the_object(html: str, demo: Demo) -> Non
         assert float(numbers[6]) == pytest.approx(count.log10_p, abs=0.005)
         assert rows[at][8] == f"{count.decoy_rank} of 1,000"
         numbers = [cell.replace(",", "").replace(MINUS, "-") for cell in rows[at + 1]]
-        assert numbers[1:3] == [str(centred.pairs), str(centred.green)]
+        assert numbers[1:3] == [str(centred.pairs), "–"]  # noqa: RUF001
         assert numbers[3] == "0.2500"
         assert float(numbers[5]) == pytest.approx(centred.z, abs=0.005)
         assert float(numbers[6]) == pytest.approx(centred.log10_p, abs=0.005)
         assert float(numbers[7]) == pytest.approx(centred.log10_p_saddlepoint, abs=0.005)
         assert rows[at + 1][8] == f"{centred.decoy_rank} of 1,000"
         interval = [float(number) for number in re.findall(r"-?[\d.]+", numbers[9])]
-        assert interval == pytest.approx([centred.tau, centred.tau_low, centred.tau_high], abs=5e-4)
+        assert interval == pytest.approx([effect.tau, effect.low, effect.high], abs=5e-4)
 
 
 def test_the_headlines_give_verdict_p_text_and_rank(html: str) -> None:
@@ -379,10 +384,9 @@ def test_records_that_do_not_add_up_are_a_defect(demo: Demo, tmp_path: Path) -> 
 
 def test_without_prefixes_and_decoys_there_is_no_plot(demo: Demo, written: Callable[[Demo], str]) -> None:
     def bare(suspect: Suspect) -> Suspect:
-        assert suspect.result.centred is not None
-        centred = replace(suspect.result.centred, decoy_rank=None, decoys=0, decoy_z=np.zeros(0))
+        weighted = replace(suspect.result.weighted[0], decoy_rank=None, decoys=0, decoy_z=np.zeros(0))
         count = replace(suspect.result.count, decoy_rank=None, decoys=0)
-        return replace(suspect, growth=[], result=replace(suspect.result, centred=centred, count=count))
+        return replace(suspect, growth=[], result=replace(suspect.result, weighted=(weighted,), unweighted=count))
 
     page = Page(written(replace(demo, student=bare(demo.student), clean_twin=bare(demo.clean_twin))))
     assert page.all("svg") == []
@@ -393,7 +397,8 @@ def test_without_prefixes_and_decoys_there_is_no_plot(demo: Demo, written: Calla
 def test_without_a_reference_the_count_is_the_main_test(demo: Demo, written: Callable[[Demo], str]) -> None:
     result = replace(
         demo.student.result,
-        centred=None,
+        weighted=(),
+        effect=None,
         reference=None,
         reference_nll=None,
         main_test="count",
@@ -407,9 +412,8 @@ def test_without_a_reference_the_count_is_the_main_test(demo: Demo, written: Cal
 
 
 def test_an_enormous_z_is_drawn(demo: Demo, written: Callable[[Demo], str]) -> None:
-    assert demo.student.result.centred is not None
-    centred = replace(demo.student.result.centred, statistic=1e6)
-    html = written(replace(demo, student=replace(demo.student, result=replace(demo.student.result, centred=centred))))
+    weighted = (replace(demo.student.result.weighted[0], statistic=1e6),)
+    html = written(replace(demo, student=replace(demo.student, result=replace(demo.student.result, weighted=weighted))))
     assert len(html) < 200_000
 
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
+from builders import shape_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -73,7 +74,7 @@ def test_tally_is_a_plain_count(
             expected[tuple(response[i - window : i]), response[i]] += 1
     tally = tally_of(
         [ids_of(response) for response, _ in records],
-        params=params_of(window),
+        **shape_of(params_of(window)),
         prompts=[[ids_of(piece) for piece in pieces] for _, pieces in records],
         policy=policy,
     )
@@ -87,14 +88,14 @@ def test_tables_grow(window: int) -> None:
     """Many more distinct windows and pairs than the tables begin with, against sets."""
     rng = np.random.default_rng(window)
     ids = rng.integers(10, 40_000, 60_000, dtype=np.uint32)
-    tally = tally_of([ids], params=params_of(window))
+    tally = tally_of([ids], **shape_of(params_of(window)))
     expected = {(tuple(ids[i - window : i].tolist()), int(ids[i])) for i in range(window, len(ids))}
     assert pairs_of(tally).keys() == expected
     assert len(tally.tokens) == len(expected)
 
 
 def test_windows_of_three_and_more_are_told_apart_by_their_ids_and_not_by_a_hash(repetitive: list[np.ndarray]) -> None:
-    tally = tally_of(repetitive, params=params_of(3, ()))
+    tally = tally_of(repetitive, **shape_of(params_of(3, ())))
     assert len({tuple(row) for row in tally.windows.tolist()}) == len(tally.windows)
 
 
@@ -124,7 +125,7 @@ def test_reference_mass_is_a_plain_sum(window: int) -> None:
     rng = np.random.default_rng(5)
     responses = [rng.integers(0, 10, 200, dtype=np.uint32) for _ in range(3)]
     reference = random_reference(rng, responses)
-    tally = tally_of(responses, params=params_of(window), reference=reference)
+    tally = tally_of(responses, **shape_of(params_of(window)), reference=reference)
     mass: dict[tuple[tuple[int, ...], int], int] = defaultdict(int)
     information: dict[tuple[int, ...], int] = defaultdict(int)
     position = 0
@@ -148,7 +149,7 @@ def test_reference_mass_is_a_plain_sum(window: int) -> None:
 
 
 def test_order_of_the_texts_changes_nothing(repetitive: list[np.ndarray]) -> None:
-    forward, backward = (tally_of(texts, params=params_of(2, ())) for texts in (repetitive, repetitive[::-1]))
+    forward, backward = (tally_of(texts, **shape_of(params_of(2, ()))) for texts in (repetitive, repetitive[::-1]))
     assert pairs_of(forward) == pairs_of(backward)
 
 
@@ -160,10 +161,10 @@ def test_a_reference_of_other_text_is_refused() -> None:
     changed[1][7] += 1
     for others, match in ((responses[:2], "3 responses, and there are 2"), (changed, "response 2 has other")):
         with pytest.raises(ReferenceMismatchError, match=match):
-            tally_of(others, params=params_of(1), reference=reference)
+            tally_of(others, **shape_of(params_of(1)), reference=reference)
 
 
 def test_nothing_at_all() -> None:
-    tally = tally_of([], params=params_of(1))
+    tally = tally_of([], **shape_of(params_of(1)))
     assert tally.scored == 0
-    assert tally_of([ids_of([1])], params=params_of(1)).scored == 0
+    assert tally_of([ids_of([1])], **shape_of(params_of(1))).scored == 0

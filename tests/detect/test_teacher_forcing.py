@@ -100,7 +100,9 @@ def params_of(tokenizer: Tokenizer) -> Params:
 
 def test_a_folder_without_a_tokenizer_is_read_with_the_scopes(folder: Path, smollm2: Tokenizer) -> None:
     corpus = corpus_of([smollm2.encode("An answer of some length.")])
-    made = ReferenceChoice(model=str(folder)).make(corpus, smollm2, params_of(smollm2), read=lambda file: corpus)
+    made = ReferenceChoice(model=str(folder)).make(
+        corpus, smollm2, window=1, fingerprints=frozenset(), read=lambda file: corpus
+    )
     assert made is not None
     assert made.tokenizer == smollm2.digest()
 
@@ -117,7 +119,9 @@ def test_a_model_of_another_tokenizer_is_refused_before_it_reads(
     other.save(str(tmp_path / "tokenizer.json"))
     corpus = corpus_of([smollm2.encode("An answer of some length.")])
     with pytest.raises(ReferenceMismatchError, match="another tokenizer than the scope's"):
-        ReferenceChoice(model=str(tmp_path)).make(corpus, smollm2, params_of(smollm2), read=lambda file: corpus)
+        ReferenceChoice(model=str(tmp_path)).make(
+            corpus, smollm2, window=1, fingerprints=frozenset(), read=lambda file: corpus
+        )
 
 
 @pytest.mark.parametrize(
@@ -143,4 +147,10 @@ def test_outputs_marked_under_the_parameters_tested_are_no_reference(smollm2: To
     file = tmp_path / "marked.jsonl"
     file.write_text(json.dumps({"text": "x"}), encoding="utf-8")
     with pytest.raises(ReferenceMismatchError, match="know nothing of the key"):
-        ReferenceChoice(file=str(file)).make(corpus, smollm2, params, read=lambda name: marked)
+        ReferenceChoice(file=str(file)).make(
+            corpus,
+            smollm2,
+            window=1,
+            fingerprints=frozenset({params.fingerprint()}),
+            read=lambda name: marked,
+        )

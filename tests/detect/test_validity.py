@@ -6,12 +6,14 @@ import math
 
 import numpy as np
 import pytest
-from builders import corpus_of, scope_of
+from builders import corpus_of, scope_of, shape_of
 
 from detect.calibration import CalibrationResult, calibrate
-from detect.centred import centred_weights
+from detect.centred import CENTRED
 from detect.decoys import decoy_words, random_words
-from detect.reference import Reference, reference_from_outputs
+from detect.family import FAMILY
+from detect.ngram_reference import ngram_reference
+from detect.reference import Reference
 from detect.tally import tally_of
 from detect.weighted_sums import WeightedSum
 
@@ -30,24 +32,20 @@ def check(result: CalibrationResult, test: str) -> None:
         assert rate.below <= most_allowed(rate.level, rate.keys), (test, rate)
 
 
-@pytest.fixture(scope="module")
-def references(repetitive: list[np.ndarray], clean: list[np.ndarray]) -> dict[int, Reference]:
-    return {
-        window: reference_from_outputs(repetitive, clean, window=window, tokenizer="00" * 32, name="other code")
-        for window in (1, 2, 4)
-    }
-
-
 @pytest.mark.parametrize("window", [1, 2, 4])
 def test_false_positive_rates(window: int, repetitive: list[np.ndarray], references: dict[int, Reference]) -> None:
     result = calibrate(
-        corpus_of(repetitive), scope_of(window=window).params, keys=KEYS, seed=window, reference=references[window]
+        corpus_of(repetitive),
+        scope_of(window=window).params,
+        keys=KEYS,
+        seed=window,
+        reference=references[window],
+        weightings=list(FAMILY.values()),
     )
-    check(result, "count")
-    check(result, "centred")
-    # The rates are also not far below nominal: a test that never fires would pass the lines above.
-    for test in ("count", "centred"):
+    for test in ("count", *FAMILY):
+        check(result, test)
         assert abs(result.sds[test] - 1) < 0.05
+    # The rates are also not far below nominal: a test that never fires would pass the lines above.
     assert result.rates["count"][1].rate > 0.006
     assert result.rates["centred"][0].rate > 0.005
     # For contrast: the z-score over repeats, which the field's detectors report.
@@ -61,7 +59,7 @@ def test_the_calibration_can_fail(repetitive: list[np.ndarray]) -> None:
     halves = [repetitive[::2], repetitive[1::2]]
     better = np.zeros(2000)
     for half in halves:
-        tally = tally_of(half, params=params)
+        tally = tally_of(half, **shape_of(params))
         from detect.binomial import log10_tails
         from watermark import kernels
 
@@ -82,8 +80,8 @@ def test_decoys_are_keys_like_any_other(repetitive: list[np.ndarray], references
     """The statistic's moments over derived decoy keys are those of the null, computed from the weights alone."""
     scope = scope_of()
     params = scope.params
-    tally = tally_of(repetitive, params=params, reference=references[1])
-    weights = centred_weights(tally, params)
+    tally = tally_of(repetitive, **shape_of(params), reference=references[1])
+    weights = CENTRED.weigh(tally, references[1]).values
     from watermark import kernels
 
     sums = kernels.green_sums(
@@ -105,7 +103,7 @@ def test_decoys_are_keys_like_any_other(repetitive: list[np.ndarray], references
 def test_lanes_and_windows_carry_the_nominal_share(repetitive: list[np.ndarray]) -> None:
     """Over 2,000 keys each lane's green count has the binomial's mean and variance."""
     params = scope_of(window=2).params
-    tally = tally_of(repetitive, params=params)
+    tally = tally_of(repetitive, **shape_of(params))
     from watermark import kernels
 
     lanes = tally.lanes[tally.pair_window]
@@ -127,7 +125,9 @@ def test_lanes_and_windows_carry_the_nominal_share(repetitive: list[np.ndarray])
 
 def test_calibrating_nothing_gives_numbers() -> None:
     ids = [np.arange(2, dtype=np.uint32)]
-    reference = reference_from_outputs(ids, [np.arange(9, dtype=np.uint32)], window=1, tokenizer="00" * 32, name="r")
+    reference = ngram_reference(
+        ids, [np.arange(9, dtype=np.uint32)], order=2, vocabulary_size=50_000, tokenizer="00" * 32, name="r"
+    )
     result = calibrate(corpus_of(ids, [ids]), scope_of().params, keys=50, reference=reference)
     assert result.pairs == 0
     assert all(math.isfinite(sd) for sd in result.sds.values())

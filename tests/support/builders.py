@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from detect.corpus import Corpus
@@ -21,6 +23,11 @@ def corpus_of(responses: list[np.ndarray], prompts: list[list[np.ndarray]] | Non
         without_prompt=0,
         from_ids=0,
     )
+
+
+def shape_of(params: Params) -> dict[str, Any]:
+    """What `tally_of` wants of a scope's parameters."""
+    return {"window": params.window, "special_ids": params.special_ids}
 
 
 def scope_of(
