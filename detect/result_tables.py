@@ -94,7 +94,7 @@ def model_tables(
     result: ModelResult, corpus: Corpus, warned: Sequence[Warned], candidates: Sequence[Candidate] = ()
 ) -> RenderableType:
     """Return the result of one scope: the tests, the effect and the verdict. `does_not_say` goes below."""
-    table = _grid("test", "pairs", "green", "expected", "z", "p", "decoy rank")
+    table = _grid("test", "pairs", "green share", "expected", "z", "p", "decoy rank")
     for test in result.tests:
         counted = isinstance(test, CountTest) and result.gamma_256 is not None
         table.add_row(

@@ -96,14 +96,17 @@ def _draw_evidence(axes: Any, own: Sequence[Measurement], title: str) -> None:
                 style,
                 color=_COLOURS[place % len(_COLOURS)],
                 marker="o",
-                label=f"{test}, {100 * dose:g}%",
+                label=test if dose == doses[0] else None,
             )
+    for style, dose in zip(_STYLES, doses, strict=False):
+        axes.plot([], [], style, color=INK, label=f"dose {100 * dose:g}%")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("suspect tokens")
     axes.set_ylabel("mean -log10 p")
-    axes.set_title(title, fontsize=10)
-    axes.legend(fontsize=7, frameon=False)
+    axes.set_title(title, fontsize=10, loc="left")
+    # Above the lines, which fill the plot.
+    axes.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.08), ncols=4)
 
 
 def _draw_dose(axes: Any, own: Sequence[Measurement], title: str) -> None:
