@@ -726,7 +726,7 @@ def power(
         float | None, typer.Option(help="Share of the teacher's tilt that the student carries, in place of --dose.")
     ] = None,
     student: Annotated[
-        str, typer.Option(metavar="KIND", help="With --dose, how well students absorb: full, lora or ngram.")
+        str, typer.Option(metavar="KIND", help="With --dose, how well students absorb: full, small, lora or ngram.")
     ] = "full",
     absorption: Annotated[
         float | None, typer.Option(help="With --dose, tau at a dose of 1, in place of --student.")
