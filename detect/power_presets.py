@@ -85,8 +85,8 @@ ABSORPTIONS: Final = (
         student="full",
         window=1,
         share=0.42,
-        source="transformers of 2.6 M parameters fine-tuned on 409,000 ids (docs/study.md): .42 at a dose of 100%, .037 "
-        "at 10%, .007 at 2%",
+        source="transformers of 2.6 M parameters fine-tuned on 409,000 ids (docs/study.md): .42 at a dose of 100%, "
+        ".037 at 10%, .007 at 2%",
     ),
     Absorption(
         student="small",

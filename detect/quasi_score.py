@@ -16,10 +16,10 @@ training data is learned as m / (m + m0), a mean shrunk towards no tilt, and so 
 known; but a student says what it was taught. So s is taken at the shares of the suspect's own text: the pair's by the
 posterior mean of its rate, mu (1 + phi n) / (1 + phi mu), and the window's by its count.
 
-phi and the two half-learned shares are constants, chosen on the demo's student and on the first key's window-1 students
-of the study `small`; on the others, which had no part in the choice, it is far ahead of centring at window 2, level with
-it at window 1 and a dose of 10%, and behind it at 100% (docs/study.md). Fitting phi to each text by likelihood was worse: the many rare
-pairs decide it, and the frequent ones carry the evidence.
+phi and the two half-learned shares are constants, chosen on the demo's student and on the first key's window-1
+students of the study `small`. On the others, which had no part in the choice, it is far ahead of centring at window 2,
+a little behind it at window 1 and a dose of 10%, and behind it at 100% (docs/study.md). Fitting phi to each text by
+likelihood was worse: the many rare pairs decide it, and the frequent ones carry the evidence.
 
 Null: as for every weighting (`detect.weighted_test`). The weights are a function of text and reference; so the law of
 S given them is exact, whatever becomes of the model above. A wrong model costs power only.

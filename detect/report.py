@@ -296,7 +296,7 @@ def _growth_svg(stories: Sequence[_Story]) -> Markup | None:
             points = story.suspect.growth
             tokens = [point.tokens for point in points]
             for test, dash, log10_ps in (
-                (story.result.main_test, "o-", [point.main_log10_p for point in points]),
+                ("weighted", "o-", [point.main_log10_p for point in points]),
                 ("count", "s:", [point.count_log10_p for point in points]),
             ):
                 evidence = [-log10_p for log10_p in log10_ps]
@@ -319,7 +319,7 @@ def _growth_svg(stories: Sequence[_Story]) -> Markup | None:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
 
     ends = "; ".join(
-        f"{story.name} at {points[-1].tokens:,} tokens: {story.result.main_test} {-points[-1].main_log10_p:.1f}, "
+        f"{story.name} at {points[-1].tokens:,} tokens: weighted {-points[-1].main_log10_p:.1f}, "
         f"count {-points[-1].count_log10_p:.1f}"
         for story in stories
         if (points := story.suspect.growth)

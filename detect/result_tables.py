@@ -139,9 +139,10 @@ def model_tables(
     lines += [Text(f"caution: {caution}", style="yellow") for caution in result.cautions]
     corrected = f", Holm over {result.scopes_tested} scopes" if result.scopes_tested > 1 else ""
     exact = isinstance(result.unweighted, CountTest) and not result.weighted and result.scopes_tested == 1
+    tests = "tests" if len(result.weighted) > 1 else "test"
     verdict = Text.assemble(
         (f"{result.verdict.value}", _STYLES[result.verdict]),
-        f": p {'=' if exact else '<='} {p_value(result.log10_p_holm)} ({result.main_test} test{corrected}; "
+        f": p {'=' if exact else '<='} {p_value(result.log10_p_holm)} ({result.main_test} {tests}{corrected}; "
         f"level {result.level:g})",
     )
     return Group(*lines, verdict, _accounting(corpus.accounting), *_warnings(warned))

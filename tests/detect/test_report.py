@@ -272,7 +272,7 @@ def test_it_can_be_read_by_those_who_do_not_see_it(html: str) -> None:
     assert all(th.get("scope") in {"col", "row", "rowgroup"} for th in page.all("th"))
     plots = page.all("svg")
     assert [plot["role"] for plot in plots] == ["img"] * 3
-    assert "student at 31,012 tokens: centred 31.2, count 4.6; clean twin" in plots[0]["aria-label"]
+    assert "student at 31,012 tokens: weighted 31.2, count 4.6; clean twin" in plots[0]["aria-label"]
     assert "999 decoy keys" in plots[1]["aria-label"]
     assert plots[1]["aria-label"].endswith("the real key's at 11.9.")
 
