@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ from builders import corpus_of
 
 from detect.reference import Reference, on_grid
 from detect.reference_choice import ReferenceChoice
-from watermark.errors import ReferenceMismatchError, UsageError
-from watermark.keys import Params
+from watermark.errors import ReferenceMismatchError
 from watermark.tokenizer import Tokenizer
 
 torch = pytest.importorskip("torch", reason="needs torch: make test-models installs it")
@@ -94,17 +92,14 @@ def test_what_is_saved_is_what_was_made(model: LanguageModel, smollm2: Tokenizer
     assert loaded.tokenizer == smollm2.digest()
 
 
-def params_of(tokenizer: Tokenizer) -> Params:
-    return Params(tokenizer=tokenizer.digest(), special_ids=tokenizer.special_ids, window=1, account_lanes=0)
-
-
 def test_a_folder_without_a_tokenizer_is_read_with_the_scopes(folder: Path, smollm2: Tokenizer) -> None:
     corpus = corpus_of([smollm2.encode("An answer of some length.")])
-    made = ReferenceChoice(model=str(folder)).make(
+    made = ReferenceChoice(models=(str(folder),)).make(
         corpus, smollm2, window=1, fingerprints=frozenset(), read=lambda file: corpus
     )
     assert made is not None
-    assert made.tokenizer == smollm2.digest()
+    assert made.reference.tokenizer == smollm2.digest()
+    assert [(each.kind, each.chosen) for each in made.candidates] == [("model", True)]
 
 
 def test_a_model_of_another_tokenizer_is_refused_before_it_reads(
@@ -119,38 +114,6 @@ def test_a_model_of_another_tokenizer_is_refused_before_it_reads(
     other.save(str(tmp_path / "tokenizer.json"))
     corpus = corpus_of([smollm2.encode("An answer of some length.")])
     with pytest.raises(ReferenceMismatchError, match="another tokenizer than the scope's"):
-        ReferenceChoice(model=str(tmp_path)).make(
+        ReferenceChoice(models=(str(tmp_path),)).make(
             corpus, smollm2, window=1, fingerprints=frozenset(), read=lambda file: corpus
-        )
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"file": "a.npz", "model": "smollm2"}, "exclude each other"),
-        ({"save": Path("a.npz")}, "name a model"),
-        ({"model": "smollm2", "save": Path("a.json")}, r"ends in \.npz"),
-        ({"model": "smollm2", "save": Path("no/such/folder/a.npz")}, "no folder"),
-    ],
-)
-def test_options_that_cannot_work(options: dict[str, Any], match: str) -> None:
-    with pytest.raises(UsageError, match=match):
-        ReferenceChoice(**options)
-
-
-def test_outputs_marked_under_the_parameters_tested_are_no_reference(smollm2: Tokenizer, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    params = params_of(smollm2)
-    corpus = corpus_of([smollm2.encode("An answer of some length.")])
-    marked = replace(corpus, fingerprints=frozenset({params.fingerprint()}))
-    file = tmp_path / "marked.jsonl"
-    file.write_text(json.dumps({"text": "x"}), encoding="utf-8")
-    with pytest.raises(ReferenceMismatchError, match="know nothing of the key"):
-        ReferenceChoice(file=str(file)).make(
-            corpus,
-            smollm2,
-            window=1,
-            fingerprints=frozenset({params.fingerprint()}),
-            read=lambda name: marked,
         )
