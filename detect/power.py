@@ -119,9 +119,9 @@ class PowerPlan:
                     f"{name}: expected a share of the teacher's tilt, got {carried:g}: 1 is the teacher itself"
                 )
         if self.tau is None and (self.dose is None or self.absorption is None):
-            raise UsageError("the student: expected --tau, or --dose with an absorption that is known or given")
+            raise UsageError("expected --dose, the share of marked text in the training data, or --tau, the tilt carried")
         if self.tau is not None and self.dose is not None and self.absorption is None:
-            raise UsageError("the student: expected --tau or --dose, got both: give one")
+            raise UsageError("expected --dose or --tau, got both: give one")
 
     @property
     def carried(self) -> float:
