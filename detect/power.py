@@ -119,7 +119,7 @@ class PowerPlan:
                     f"{name}: expected a share of the teacher's tilt, got {carried:g}: 1 is the teacher itself"
                 )
         if self.tau is None and (self.dose is None or self.absorption is None):
-            raise UsageError("expected --dose, the share of marked text in the training data, or --tau, the tilt carried")
+            raise UsageError("expected --dose, the share of marked text in the training data, or --tau, the tilt kept")
         if self.tau is not None and self.dose is not None and self.absorption is None:
             raise UsageError("expected --dose or --tau, got both: give one")
 
