@@ -18,6 +18,7 @@ from detect.family import FAMILY, SCORE
 from detect.mark import GreenListMark
 from detect.multiplicity import rank_p
 from detect.open_weight import Origin, contexts_of
+from detect.records import Accounting
 from detect.reference import Reference
 from detect.supervised import detect_served
 from detect.tally import tally_of
@@ -40,6 +41,8 @@ def test_a_ledger_that_is_not_whole_is_refused() -> None:
     detect_served(suspect, mark, by_ids(served))
     with pytest.raises(InputError, match="every one by its logged token_ids"):
         detect_served(suspect, mark, served)
+    with pytest.raises(InputError, match="1 records were left out"):
+        detect_served(suspect, mark, by_ids(served, accounting=Accounting(read=3, scored=2, malformed=1)))
     with pytest.raises(InputError, match="other parameters"):
         detect_served(suspect, mark, by_ids(served, fingerprints=frozenset({"ff" * 32})))
 
