@@ -12,6 +12,9 @@ that they throw away. Masked logits stay -inf; rows that are not marked stay bit
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +24,24 @@ from watermark.errors import UsageError
 from watermark.keys import CODE_BITS, ScopeKeys
 from watermark.prf import LANES, key_words
 
-__all__ = ["GreenList", "before_temperature"]
+__all__ = ["GreenList", "Outcome", "after_temperature", "before_temperature"]
 
-#: Accounts whose code words a `GreenList` keeps at once (4 KiB each); a server may see millions.
-_KEPT_CODE_WORDS = 4096
+#: Accounts whose code words a `GreenList` keeps at once (512 bytes each, 16 MiB in all); a server may see millions.
+_KEPT_CODE_WORDS = 32_768
+
+
+class Outcome(IntEnum):
+    """What became of one row of logits. The numbers are those that the kernels on a device count by."""
+
+    MARKED = 0
+    OFF = 1
+    """Its request is not to be marked, or delta is 0."""
+    NO_WINDOW = 2
+    """Fewer than h ids since the response began or since its last special id."""
+    NO_ACCOUNT = 3
+    """In an account lane, and the request names no account."""
+    LOW_ENTROPY = 4
+    """Below `min_entropy`."""
 
 
 def before_temperature(temperature: float) -> float:
@@ -38,6 +55,17 @@ def before_temperature(temperature: float) -> float:
     (1.0, 1.0, 1.5)
     """
     return max(temperature, 1.0)
+
+
+def after_temperature(temperature: float) -> float:
+    """Return the factor for delta at a hook that runs after the sampling *temperature* has divided.
+
+    It gives what `before_temperature` gives, seen from the other side of the division.
+
+    >>> after_temperature(0.0), after_temperature(0.5), after_temperature(1.5)
+    (1.0, 2.0, 1.0)
+    """
+    return before_temperature(temperature) / temperature if temperature > 0 else 1.0
 
 
 class GreenList:
@@ -64,29 +92,34 @@ class GreenList:
         self._special = np.array(scope.params.special_ids, dtype=np.int64)
         code_words = np.array(key_words(scope.code_key().reveal()), dtype=np.uint64)
         self._position_words = np.tile(code_words, (LANES, 1))
-        self._code_words: dict[str, npt.NDArray[np.bool_]] = {}
+        self._code_word = lru_cache(_KEPT_CODE_WORDS)(scope.packed_code_word)
 
     def __repr__(self) -> str:
         return f"GreenList(scope={self.scope.name!r}, delta={self.delta}, min_entropy={self.min_entropy})"
 
     def bias(
         self,
-        logits: npt.NDArray[np.float32],
+        logits: npt.NDArray[Any],
         windows: npt.NDArray[np.uint32],
         *,
         marked: npt.NDArray[np.bool_] | None = None,
         accounts: Sequence[str | None] | None = None,
         strength: float | npt.NDArray[np.float32] = 1.0,
-    ) -> None:
+    ) -> npt.NDArray[np.uint8]:
         """Add delta to the green logits of each row, in place.
 
         Args:
-            logits: float32 of shape (B, V), C-contiguous. V may exceed the tokenizer's vocabulary (padding).
+            logits: float32 or float16 of shape (B, V), or uint16, which is read as the bits of bfloat16. Each row
+                is contiguous; rows may lie apart. V may exceed the tokenizer's vocabulary (padding). Half precision
+                is widened to float32, added to and rounded to nearest even, as torch does.
             windows: uint32 of shape (B, h), the last h ids of each row's response, oldest first.
-            marked: bool of shape (B,), rows to mark; by default all. A row whose response has fewer than
-                h ids since its start or its last special id is not to be marked: see `windows_of`.
+            marked: bool of shape (B,), rows whose window is whole; by default all. A row whose response has fewer
+                than h ids since its start or its last special id is not to be marked: see `windows_of`.
             accounts: an account id a row, or None. A row without one is left unmarked in account lanes.
-            strength: factor on delta, one or one a row (see `before_temperature`).
+            strength: factor on delta, one or one a row (see `before_temperature`); 0 leaves a row as it is.
+
+        Returns:
+            uint8 of shape (B,), the `Outcome` of each row. Only a row that is `Outcome.MARKED` was touched.
 
         Raises:
             ValueError: a shape or dtype is not as above.
@@ -94,86 +127,95 @@ class GreenList:
         self._check(logits, windows, marked, accounts)
         rows, vocabulary = logits.shape
         windows = np.array(windows, order="C")  # The kernels take neither a slice of columns nor a read-only view.
+        outcomes = np.zeros(rows, dtype=np.uint8)
         additions = np.empty(rows, dtype=np.float32)
         additions[:] = np.float32(self.delta) * np.asarray(strength, dtype=np.float32)
         if marked is not None:
-            additions[~marked] = 0.0
-        if self.min_entropy > 0:
-            additions[~(entropy_bits(logits) >= self.min_entropy)] = 0.0  # A row with NaN is left alone too.
+            outcomes[~marked] = Outcome.NO_WINDOW
+        outcomes[additions == 0.0] = Outcome.OFF
         lanes = kernels.lanes(windows)
-        complemented = self._account_rows(windows, lanes, accounts, additions)
+        complemented = self._account_rows(windows, lanes, accounts, outcomes)
+        if self.min_entropy > 0 and not outcomes.all():
+            # A row with NaN, or masked as a whole, has no entropy and is left alone too.
+            low = ~(entropy_bits(_as_float32(logits)) >= self.min_entropy)
+            outcomes[low & (outcomes == Outcome.MARKED)] = Outcome.LOW_ENTROPY
+        additions[outcomes != Outcome.MARKED] = 0.0
         if not additions.any():
-            return
+            return outcomes
         seeds = kernels.seeds(self._lane_words, windows, lanes)
         special = self._special[: self._special.searchsorted(vocabulary)]
         kept = logits[:, special]
-        kernels.add_to_green(logits, seeds, self._bounds[lanes], complemented, additions)
+        for part in (slice(0, rows),) if logits.flags.c_contiguous else (slice(b, b + 1) for b in range(rows)):
+            of_rows = (seeds[part], self._bounds[lanes[part]], complemented[part], additions[part])
+            if logits.dtype == np.float32:
+                kernels.add_to_green(logits[part], *of_rows)
+            else:
+                kernels.add_to_green_half(logits[part].view(np.uint16), logits.dtype == np.uint16, *of_rows)
         logits[:, special] = kept
+        return outcomes
 
     def windows_of(
-        self, responses: Sequence[npt.NDArray[np.uint32]]
+        self, responses: Sequence[Sequence[int] | npt.NDArray[np.uint32]]
     ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
         """Return each response's window, (B, h), and whether its next token is to be marked, (B,).
 
         The first h tokens of a response and the first h after a special id are not: a window lies
-        wholly inside one segment.
+        wholly inside one segment. Only the last h ids of each response are looked at.
+
+        Raises:
+            ValueError: an id is negative: the engine has not yet said what it sampled (a placeholder).
         """
         h = self.window
-        windows = np.zeros((len(responses), h), dtype=np.uint32)
+        tails = np.zeros((len(responses), h), dtype=np.int64)
         whole = np.zeros(len(responses), dtype=np.bool_)
         for b, ids in enumerate(responses):
             if len(ids) >= h:
-                windows[b] = ids[len(ids) - h :]
+                tails[b] = ids[len(ids) - h :]
                 whole[b] = True
-        whole &= ~np.isin(windows, self._special).any(axis=1)
-        return windows, whole
+        if (tails < 0).any():
+            raise ValueError("a response holds a negative id: a placeholder of a token that is not known yet")
+        whole &= ~np.isin(tails, self._special).any(axis=1)
+        return tails.astype(np.uint32), whole
 
     def _account_rows(
         self,
         windows: npt.NDArray[np.uint32],
         lanes: npt.NDArray[np.uint8],
         accounts: Sequence[str | None] | None,
-        additions: npt.NDArray[np.float32],
+        outcomes: npt.NDArray[np.uint8],
     ) -> npt.NDArray[np.bool_]:
-        """Return which rows' lists are complemented; takes the addition from rows that lack an account."""
+        """Return which rows' lists are complemented; says of rows that lack an account that they do."""
         complemented = np.zeros(len(lanes), dtype=np.bool_)
-        in_account_lane = np.flatnonzero(lanes >= self._fleet_lanes)
+        in_account_lane = np.flatnonzero((lanes >= self._fleet_lanes) & (outcomes == Outcome.MARKED))
         if not in_account_lane.size:
-            return complemented
-        if accounts is None:
-            additions[in_account_lane] = 0.0
             return complemented
         positions = self._code_positions(windows)
         for b in in_account_lane.tolist():
-            account = accounts[b]
+            account = None if accounts is None else accounts[b]
             if account is None:
-                additions[b] = 0.0
+                outcomes[b] = Outcome.NO_ACCOUNT
             else:
-                complemented[b] = self._code_word(account)[positions[b]]
+                position = int(positions[b])
+                complemented[b] = self._code_word(account)[position >> 3] >> (position & 7) & 1
         return complemented
 
     def _code_positions(self, windows: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
         hashes = kernels.seeds(self._position_words, windows, np.zeros(len(windows), dtype=np.uint8))
         return (hashes % np.uint64(CODE_BITS)).astype(np.int64)
 
-    def _code_word(self, account: str) -> npt.NDArray[np.bool_]:
-        word = self._code_words.get(account)
-        if word is None:
-            if len(self._code_words) >= _KEPT_CODE_WORDS:
-                self._code_words.clear()
-            word = self._code_words[account] = self.scope.code_word(account)
-        return word
-
     def _check(
         self,
-        logits: npt.NDArray[np.float32],
+        logits: npt.NDArray[Any],
         windows: npt.NDArray[np.uint32],
         marked: npt.NDArray[np.bool_] | None,
         accounts: Sequence[str | None] | None,
     ) -> None:
-        if logits.dtype != np.float32 or logits.ndim != 2 or not logits.flags.carray:
+        known = logits.dtype in (np.float32, np.float16, np.uint16)
+        scattered = logits.size > logits.shape[0] and logits.strides[-1] != logits.itemsize
+        if not known or logits.ndim != 2 or scattered or not logits.flags.writeable:
             raise ValueError(
-                f"logits: expected writable, contiguous float32 (B, V), got {logits.dtype} of {logits.shape}"
+                "logits: expected writable float32, float16 or uint16 (the bits of bfloat16) of shape (B, V), each row "
+                f"contiguous; got {logits.dtype} of {logits.shape}"
             )
         if windows.dtype != np.uint32 or windows.shape != (logits.shape[0], self.window):
             raise ValueError(
@@ -185,6 +227,13 @@ class GreenList:
             raise ValueError(f"marked: expected bool of shape {(rows,)}, got {marked.dtype} of {marked.shape}")
         if accounts is not None and len(accounts) != rows:
             raise ValueError(f"accounts: expected one a row, {rows}, got {len(accounts)}")
+
+
+def _as_float32(logits: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return logits as float32; uint16 holds the bits of bfloat16, which are the upper half of a float32's."""
+    if logits.dtype == np.uint16:
+        return np.asarray((logits.astype(np.uint32) << np.uint32(16)).view(np.float32))
+    return np.asarray(logits, dtype=np.float32)
 
 
 def entropy_bits(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -20,7 +20,19 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CACHE", "add_to_green", "green", "green_sums", "inline", "kernel", "lanes", "row", "seeds", "uniform"]
+__all__ = [
+    "CACHE",
+    "add_to_green",
+    "add_to_green_half",
+    "green",
+    "green_sums",
+    "inline",
+    "kernel",
+    "lanes",
+    "row",
+    "seeds",
+    "uniform",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -254,3 +266,107 @@ def add_to_green(
         on_others = addition if complemented[b] else np.float32(-0.0)
         for v in range(vocabulary):
             logits[b, v] += on_green if _mix(seed, v) < bound else on_others
+
+
+#: Tokens that the half-precision kernel widens at a time: 4 KiB of float32, which stays in the first cache.
+_CHUNK = 1024
+
+
+@inline
+def _widen_float16(bits):
+    """The float32 bits of a float16's bits, NaN and denormals among them (no float arithmetic: FTZ can't spoil it)."""
+    sign = (bits & np.uint32(0x8000)) << np.uint32(16)
+    exponent = (bits >> np.uint32(10)) & np.uint32(0x1F)
+    mantissa = bits & np.uint32(0x3FF)
+    if exponent == np.uint32(31):
+        return sign | np.uint32(0x7F800000) | (mantissa << np.uint32(13))
+    if exponent == np.uint32(0):
+        if mantissa == np.uint32(0):
+            return sign
+        exponent = np.uint32(1)
+        while mantissa < np.uint32(0x400):
+            mantissa <<= np.uint32(1)
+            exponent -= np.uint32(1)  # Wraps below 0; adding 112 brings it back.
+        mantissa &= np.uint32(0x3FF)
+    return sign | ((exponent + np.uint32(112)) << np.uint32(23)) | (mantissa << np.uint32(13))
+
+
+@inline
+def _round_to_float16(bits):
+    """The float16 bits nearest to a float32's bits, ties to even."""
+    sign = (bits >> np.uint32(16)) & np.uint32(0x8000)
+    size = bits & np.uint32(0x7FFFFFFF)
+    if size > np.uint32(0x7F800000):
+        return sign | np.uint32(0x7E00)
+    if size >= np.uint32(0x47800000):
+        return sign | np.uint32(0x7C00)
+    if size >= np.uint32(0x38800000):
+        odd = (size >> np.uint32(13)) & np.uint32(1)
+        return sign | ((size - np.uint32(0x38000000) + np.uint32(0xFFF) + odd) >> np.uint32(13))
+    if size < np.uint32(0x33000000):  # Below half of the smallest denormal, 2^-25.
+        return sign
+    shift = np.uint32(126) - (size >> np.uint32(23))  # 14..24
+    mantissa = (size & np.uint32(0x7FFFFF)) | np.uint32(0x800000)
+    half = np.uint32(1) << (shift - np.uint32(1))
+    odd = (mantissa >> shift) & np.uint32(1)
+    return sign | ((mantissa + half - np.uint32(1) + odd) >> shift)
+
+
+@inline
+def _round_to_bfloat16(bits):
+    """The bfloat16 bits nearest to a float32's bits, ties to even."""
+    if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
+        return np.uint32(0x7FC0)
+    return (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+
+
+@kernel
+def add_to_green_half(
+    logits: npt.NDArray[np.uint16],
+    bfloat16: bool,
+    row_seeds: Words,
+    row_bounds: Words,
+    complemented: npt.NDArray[np.bool_],
+    additions: npt.NDArray[np.float32],
+) -> None:
+    """Add to the green logits of half-precision rows, in place: `add_to_green` on 16-bit floats.
+
+    Numba has no float16 on the CPU and NumPy no bfloat16: the rows come as their bits. A green logit is
+    widened to float32, added to, and rounded to nearest even, as torch does; others keep their bits.
+
+    Args:
+        logits: uint16 of shape (B, V), the bits of float16 or bfloat16.
+        bfloat16: which of the two they are.
+        row_seeds: (B,).
+        row_bounds: (B,).
+        complemented: (B,).
+        additions: (B,), float32.
+    """
+    rows, vocabulary = logits.shape
+    words = np.empty(_CHUNK, np.uint32)
+    values = words.view(np.float32)
+    for b in range(rows):
+        addition = additions[b]
+        if addition == 0.0:
+            continue
+        seed = row_seeds[b]
+        bound = row_bounds[b]
+        other = complemented[b]
+        for start in range(0, vocabulary, _CHUNK):
+            count = min(_CHUNK, vocabulary - start)
+            if bfloat16:
+                for i in range(count):
+                    words[i] = np.uint32(logits[b, start + i]) << np.uint32(16)
+            else:
+                for i in range(count):
+                    words[i] = _widen_float16(np.uint32(logits[b, start + i]))
+            for i in range(count):
+                values[i] += addition
+            if bfloat16:
+                for i in range(count):
+                    if (_mix(seed, start + i) < bound) != other:
+                        logits[b, start + i] = np.uint16(_round_to_bfloat16(words[i]))
+            else:
+                for i in range(count):
+                    if (_mix(seed, start + i) < bound) != other:
+                        logits[b, start + i] = np.uint16(_round_to_float16(words[i]))

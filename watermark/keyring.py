@@ -4,37 +4,37 @@ A key file is one JSON object, mode 0600, created with O_EXCL. The root is writt
 ``taggant_sk1_`` + 64 hexadecimal digits + 8 of a checksum, so that a secret scanner finds it where it
 should not be. A file that its group or others can read is refused with the command that mends it.
 
+A *scope-only* keyring, for a serving host (`watermark.life_cycle.derive`), has no root: each of its scopes
+holds its own key, in the same form. Whoever takes it can mark and detect under these scopes and no others.
+
 A *published* keyring (the example that the demo uses) says so in the file and in every result. Its root
 is no secret; it has no prefix, its mode is not checked, and it can not mark anything.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import secrets
 import stat
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
 from watermark.errors import KeyringError, UsageError, printable
 from watermark.keys import NO_ACTIVATION, Params, ScopeKeys, Secret, check_scope_name, scope_key
+from watermark.secret_file import check_mode, create_private, secret_from, secret_text
 
 if TYPE_CHECKING:
     from watermark.tokenizer import Tokenizer
 
-__all__ = ["SCHEMA", "Event", "Keyring", "Scope", "create_key_file", "public_view"]
+__all__ = ["SCHEMA", "Event", "Keyring", "Scope", "checked_delta", "create_key_file", "public_view"]
 
 SCHEMA: Final = "taggant/keyring/1"
 
-_PREFIX: Final = "taggant_sk1_"
 _TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?Z")
 _STATES: Final = ("pending", "active", "retired", "revealed", "compromised", "destroyed")
 
@@ -61,6 +61,8 @@ class Scope:
     delta: float
     activation: bytes = NO_ACTIVATION
     history: tuple[Event, ...] = ()
+    key: Secret | None = None
+    """The scope's key in a keyring that has no root; None where it follows from the root."""
 
     @property
     def state(self) -> str:
@@ -70,18 +72,24 @@ class Scope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keyring:
-    """A root and its scopes.
+    """A root and its scopes, or scopes alone, each with its key.
 
-    Created with `create`, read with `load`, written once with `write`.
+    Created with `create`, read with `load`, written once with `write`; `watermark.life_cycle` changes it.
     """
 
-    root: Secret
+    root: Secret | None
     scopes: tuple[Scope, ...]
     published: bool = False
 
+    def __post_init__(self) -> None:
+        if any((scope.key is None) == (self.root is None) for scope in self.scopes):
+            raise KeyringError("a keyring holds a root, or a key for each of its scopes: one or the other")
+
     @classmethod
-    def create(cls, scope: str, *, params: Params, delta: float, root: Secret | None = None) -> Keyring:
-        """Draw a new root (or take *root*, 32 bytes) and put one active scope under it.
+    def create(
+        cls, scope: str, *, params: Params, delta: float, root: Secret | None = None, state: str = "active"
+    ) -> Keyring:
+        """Draw a new root (or take *root*, 32 bytes) and put one scope under it, active unless *state* is "pending".
 
         Raises:
             KeyringError: *root* is not 32 bytes long.
@@ -92,7 +100,7 @@ class Keyring:
         if len(root) != 32:
             raise KeyringError(f"root: expected exactly 32 bytes, got {len(root)}")
         first = Scope(
-            name=check_scope_name(scope), params=params, delta=_checked(delta), history=(Event.now("active"),)
+            name=check_scope_name(scope), params=params, delta=checked_delta(delta), history=(Event.now(state),)
         )
         return cls(root=root, scopes=(first,))
 
@@ -107,28 +115,36 @@ class Keyring:
             raise UsageError(f"the keyring has {len(self.scopes)} scopes: name one with --scope (it has {names})")
         for scope in self.scopes:
             if name in (None, scope.name):
+                key = scope.key if self.root is None else scope_key(self.root, scope.name)
+                assert key is not None  # noqa: S101 (`__post_init__` has seen to it)
                 return ScopeKeys(
-                    name=scope.name,
-                    params=scope.params,
-                    delta=scope.delta,
-                    key=scope_key(self.root, scope.name),
-                    activation=scope.activation,
+                    name=scope.name, params=scope.params, delta=scope.delta, key=key, activation=scope.activation
                 )
         raise UsageError(f"no scope {printable(name)!r} in this keyring: it has {names}")
 
     def scope_to_mark(self, name: str | None = None) -> ScopeKeys:
         """Return the keys of a scope that may mark now: active, in a keyring that is not published.
 
+        Args:
+            name: the scope; by default the one that was activated last.
+
         Raises:
             UsageError: there is no such scope.
             KeyringError: it may not mark.
         """
-        keys_of = self.scope(name)
-        state = next(scope.state for scope in self.scopes if scope.name == keys_of.name)
         if self.published:
             raise KeyringError(
                 "this keyring is published: anyone could mark with it. Make your own: taggant keys create --out FILE"
             )
+        if name is None and len(self.scopes) > 1:
+            active = [scope for scope in self.scopes if scope.state == "active"]
+            if not active:
+                states = ", ".join(f"{scope.name} is {scope.state}" for scope in self.scopes)
+                raise KeyringError(f"no scope of this keyring is active ({states}): taggant keys activate --scope NAME")
+            # Python's sort keeps the file's order among equal times: the later in the file is the later.
+            name = sorted(active, key=lambda scope: datetime.fromisoformat(scope.history[-1].time))[-1].name
+        keys_of = self.scope(name)
+        state = next(scope.state for scope in self.scopes if scope.name == keys_of.name)
         if state != "active":
             raise KeyringError(
                 f"scope {keys_of.name} is {state}: only an active scope marks. Name another with --scope"
@@ -136,7 +152,13 @@ class Keyring:
         return keys_of
 
     def publish(self) -> Keyring:
-        """Return this keyring as a published one, whose root everybody may read and nobody may mark with."""
+        """Return this keyring as a published one, whose root everybody may read and nobody may mark with.
+
+        Raises:
+            KeyringError: it has no root.
+        """
+        if self.root is None:
+            raise KeyringError("a scope-only keyring has no root to publish")
         return replace(self, published=True)
 
     def write(self, path: Path) -> None:
@@ -145,23 +167,8 @@ class Keyring:
         Raises:
             KeyringError: the file exists, or cannot be written.
         """
-        mode = 0o644 if self.published else 0o600
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        except FileExistsError:
-            raise KeyringError(f"{path}: exists; a key file is never overwritten. Choose another name") from None
-        except OSError as error:
-            raise KeyringError(f"{path}: cannot create the key file: {error.strerror}") from None
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                if sys.platform != "win32":
-                    os.fchmod(descriptor, mode)  # The umask may have taken bits away; it must not have the say here.
-                file.write(json.dumps(_to_json(self), indent=1) + "\n")
-                file.flush()
-                os.fsync(descriptor)
-        except OSError as error:
-            path.unlink(missing_ok=True)  # It is this call's own: O_EXCL made it.
-            raise KeyringError(f"{path}: cannot write the key file: {error.strerror}") from None
+        text = json.dumps(_to_json(self), indent=1) + "\n"
+        create_private(path, text, mode=0o644 if self.published else 0o600)
 
     @classmethod
     def load(cls, path: Path) -> Keyring:
@@ -181,11 +188,8 @@ class Keyring:
         keyring = _parsed(content)
         if isinstance(keyring, str):
             raise KeyringError(f"{path}: {keyring}")
-        # Windows has no such bits (every file shows 0666): there the folder's access list says who may read.
-        if not keyring.published and sys.platform != "win32" and mode & 0o077:
-            raise KeyringError(
-                f"{path}: others can read this key file (mode {mode:04o}). Mend it: chmod 600 {quote(str(path))}"
-            )
+        if not keyring.published:
+            check_mode(path, mode)
         return keyring
 
 
@@ -200,8 +204,9 @@ def create_key_file(
     tokenizer: Tokenizer,
     special: Sequence[str] = (),
     root_file: Path | None = None,
+    state: str = "active",
 ) -> Keyring:
-    """Create a key file with one active scope for *tokenizer*.
+    """Create a key file with one scope for *tokenizer*.
 
     Args:
         path: the file to create; never overwritten.
@@ -213,6 +218,7 @@ def create_key_file(
         tokenizer: the generating model's; its special ids become the scope's.
         special: further special ids or tokens, which the tokenizer does not flag.
         root_file: 32 raw bytes from an HSM or KMS, in place of random ones.
+        state: "active", or "pending" until `watermark.life_cycle.activate`.
 
     Raises:
         KeyringError: the file exists, or the root file does not hold 32 bytes.
@@ -237,7 +243,7 @@ def create_key_file(
         fleet_k=fleet_k,
         account_lanes=account_lanes,
     )
-    keyring = Keyring.create(scope, params=params, delta=delta, root=root)
+    keyring = Keyring.create(scope, params=params, delta=delta, root=root, state=state)
     keyring.write(path)
     return keyring
 
@@ -262,22 +268,19 @@ def public_view(keyring: Keyring) -> dict[str, Any]:
     return {"schema": "taggant/commitments/1", "published": keyring.published, "scopes": scopes}
 
 
-def _checked(delta: float) -> float:
+def checked_delta(delta: float) -> float:
+    """Return *delta*; a UsageError unless it is 0 to 50 logits."""
     if isinstance(delta, bool) or not 0 <= delta <= 50:
         raise UsageError(f"delta: expected 0 to 50 logits, got {delta}")
     return float(delta)
 
 
-def _checksum(root: bytes) -> str:
-    return hashlib.sha256(_PREFIX.encode() + root).hexdigest()[:8]
-
-
 def _to_json(keyring: Keyring) -> dict[str, object]:
-    root = keyring.root.reveal()
+    secret: dict[str, object] = {}
     if keyring.published:
-        secret: dict[str, object] = {"published": True, "published_root": root.hex()}
-    else:
-        secret = {"root": _PREFIX + root.hex() + _checksum(root)}
+        secret = {"published": True, "published_root": keyring.root.reveal().hex() if keyring.root else None}
+    elif keyring.root is not None:
+        secret = {"root": secret_text(keyring.root)}
     return {
         "schema": SCHEMA,
         **secret,
@@ -288,6 +291,7 @@ def _to_json(keyring: Keyring) -> dict[str, object]:
                 "delta": scope.delta,
                 "activation": None if scope.activation == NO_ACTIVATION else scope.activation.hex(),
                 "history": [{"state": event.state, "time": event.time} for event in scope.history],
+                **({} if scope.key is None else {"key": secret_text(scope.key)}),
             }
             for scope in keyring.scopes
         ],
@@ -313,22 +317,21 @@ def _from_json(data: Mapping[str, Any]) -> Keyring:
         # Only what is surely a schema's name is shown: nothing else of a key file goes into a message.
         named = re.fullmatch(r"taggant/[a-z]{1,16}/[0-9]{1,4}", str(data["schema"]))
         raise KeyringError(f"schema {named[0] if named else 'unknown'!r}: this version reads {SCHEMA!r}")
-    if data.get("published") is True and "root" in data:
+    published = data.get("published") is True
+    if published and ("root" in data or any("key" in entry for entry in data["scopes"])):
         raise KeyringError("it is marked as published and holds a secret root: it is one or the other")
-    if data.get("published") is True:
-        root = bytes.fromhex(data["published_root"])
-    else:
-        found = re.fullmatch(rf"{_PREFIX}([0-9a-f]{{64}})([0-9a-f]{{8}})", data["root"])
-        root = bytes.fromhex(found[1]) if found else b""
-        if not found or _checksum(root) != found[2]:
-            raise KeyringError("the root's checksum does not fit: the file was cut or edited; restore it from a copy")
-    if len(root) != 32:
+    root = None
+    if published:
+        root = Secret(bytes.fromhex(data["published_root"]))
+    elif "root" in data or not all("key" in entry for entry in data["scopes"]):
+        root = secret_from(data["root"], what="the root's")
+    if root is not None and len(root) != 32:
         raise KeyringError("expected a root of 32 bytes")
     scopes = tuple(_scope(entry) for entry in data["scopes"])
     names = [scope.name for scope in scopes]
     if not names or len(set(names)) != len(names):
         raise KeyringError("expected at least one scope, and each name once")
-    return Keyring(root=Secret(root), scopes=scopes, published=data.get("published") is True)
+    return Keyring(root=root, scopes=scopes, published=published)
 
 
 def _scope(entry: Mapping[str, Any]) -> Scope:
@@ -345,10 +348,12 @@ def _scope(entry: Mapping[str, Any]) -> Scope:
     activation = NO_ACTIVATION if entry["activation"] is None else bytes.fromhex(entry["activation"])
     if len(activation) != 32:
         raise KeyringError("a scope's activation is 32 bytes")
+    name = check_scope_name(entry["name"])
     return Scope(
-        name=check_scope_name(entry["name"]),
+        name=name,
         params=Params(**params),
-        delta=_checked(entry["delta"]),
+        delta=checked_delta(entry["delta"]),
         activation=activation,
         history=history,
+        key=secret_from(entry["key"], what=f"scope {name}: its key's") if "key" in entry else None,
     )

@@ -282,10 +282,18 @@ class ScopeKeys:
         """Return the 16-byte key that maps a window to a position of the code word."""
         return Secret(hkdf(self._account_key.reveal(), b"code\0", 16))
 
+    def packed_code_word(self, account: str) -> npt.NDArray[np.uint8]:
+        """Return an account's code word as it is derived: uint8 of shape (512,), read-only, bit i in byte i // 8.
+
+        Raises:
+            UsageError: *account* is no account id.
+        """
+        word = hkdf(self._account_key.reveal(), b"account\0" + account_bytes(account), CODE_BITS // 8)
+        return np.frombuffer(word, dtype=np.uint8)
+
     def code_word(self, account: str) -> npt.NDArray[np.bool_]:
         """Return an account's code word: bool of shape (4096,)."""
-        word = hkdf(self._account_key.reveal(), b"account\0" + account_bytes(account), CODE_BITS // 8)
-        return np.unpackbits(np.frombuffer(word, dtype=np.uint8), bitorder="little").astype(np.bool_)
+        return np.unpackbits(self.packed_code_word(account), bitorder="little").astype(np.bool_)
 
     def commitments(self) -> list[str]:
         """Return the 65 public commitments: lanes 0..63, then the accounts' seed."""

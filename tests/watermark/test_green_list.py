@@ -17,7 +17,7 @@ from scipy.stats import entropy
 from watermark import green_list as module
 from watermark import kernels, prf
 from watermark.errors import UsageError
-from watermark.green_list import GreenList, before_temperature, entropy_bits
+from watermark.green_list import GreenList, Outcome, after_temperature, before_temperature, entropy_bits
 from watermark.keys import ScopeKeys
 
 scope_of = functools.partial(builders.scope_of, window=2)
@@ -244,7 +244,7 @@ def test_many_accounts_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -
         green_list.bias(biased, window, accounts=[f"account {number}"])
         GreenList(scope_of(account_lanes=16)).bias(expected, window, accounts=[f"account {number}"])
         assert same_bits(biased, expected)
-        assert len(green_list._code_words) <= 3
+        assert green_list._code_word.cache_info().currsize <= 3
 
 
 def test_account_lanes_0_makes_every_lane_a_fleet_lane() -> None:
@@ -357,7 +357,7 @@ def read_only(array: np.ndarray) -> np.ndarray:
     ("logits", "windows", "options", "message"),
     [
         (GOOD_LOGITS.astype(np.float64), GOOD_WINDOWS, {}, "logits: expected .* got float64"),
-        (GOOD_LOGITS.astype(np.float16), GOOD_WINDOWS, {}, "logits: expected .* got float16"),
+        (GOOD_LOGITS.astype(np.int16), GOOD_WINDOWS, {}, "logits: expected .* got int16"),
         (GOOD_LOGITS[0], GOOD_WINDOWS, {}, "logits: expected"),
         (GOOD_LOGITS[:, ::2], GOOD_WINDOWS, {}, "logits: expected"),
         (np.asfortranarray(GOOD_LOGITS), GOOD_WINDOWS, {}, "logits: expected"),
@@ -459,3 +459,89 @@ def test_a_uniform_teacher_says_green_tokens_at_the_expected_rate(delta: float, 
     derivative = tilt / (1 + gamma * (tilt - 1)) ** 2
     error = np.sqrt(expected * (1 - expected) / rows + derivative**2 * gamma * (1 - gamma) / vocabulary / rows)
     assert abs(share - expected) < 4.5 * error
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """Round float32 to the bits of bfloat16 by choosing between the two neighbours: an independent computation."""
+    down = (values.view(np.uint32) >> np.uint32(16)).astype(np.uint32)
+    wide = values.astype(np.float64)
+    below, above = ((down + step << np.uint32(16)).view(np.float32).astype(np.float64) for step in (0, 1))
+    # Beyond the largest finite bfloat16 the neighbour stands where the next step of the same size would be.
+    above = np.where(np.isinf(above), np.copysign(2.0**128, wide), above)
+    up = np.abs(above - wide) < np.abs(wide - below)
+    tie = np.abs(above - wide) == np.abs(wide - below)
+    up |= tie & (down % 2 == 1)
+    return np.where(np.isfinite(values), down + up, down).astype(np.uint16)
+
+
+@pytest.mark.parametrize("addition", [2.0, 0.1, 3e-6, 1e-8, 50.0, 65504.0, -1.7, 1 / 3])
+@pytest.mark.parametrize("bfloat16", [False, True], ids=["float16", "bfloat16"])
+def test_every_half_precision_value_is_added_to_and_rounded_to_nearest_even(bfloat16: bool, addition: float) -> None:
+    every = np.arange(2**16, dtype=np.uint16)
+    logits = every[None, :].copy()
+    one = (np.array([5], np.uint64), np.array([2**63], np.uint64), np.array([False]), np.array([addition], np.float32))
+    kernels.add_to_green_half(logits, bfloat16, *one)
+    green = prf.split_mix(one[0], every.astype(np.uint32)) < one[1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        if bfloat16:
+            wide = (every.astype(np.uint32) << np.uint32(16)).view(np.float32)
+            expected = to_bfloat16(wide + np.float32(addition))
+        else:
+            wide = every.view(np.float16).astype(np.float32)
+            expected = (wide + np.float32(addition)).astype(np.float16).view(np.uint16)
+    number = ~np.isnan(wide)
+    assert (logits[0, ~green] == every[~green]).all()
+    assert (logits[0, green & number] == expected[green & number]).all()
+    exponent = 0x7F80 if bfloat16 else 0x7C00
+    assert ((logits[0, ~number] & 0x7FFF) > exponent).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.uint16, np.float32])
+def test_rows_that_lie_apart_and_narrower_types_are_marked_as_one_float32_row_is(dtype: type) -> None:
+    windows, _ = lanes_of_both_kinds()
+    scope = scope_of(account_lanes=16, special_ids=(3, 40))
+    accounts = [("a", "b", None)[i % 3] for i in range(len(windows))]
+    wide, vocabulary = np.zeros((len(windows), 99), dtype=dtype), 61
+    outcomes = GreenList(scope).bias(wide[:, :vocabulary], windows, accounts=accounts)
+    plain = np.zeros((len(windows), vocabulary), dtype=np.float32)
+    assert (GreenList(scope).bias(plain, windows, accounts=accounts) == outcomes).all()
+    assert ((wide[:, :vocabulary] != 0) == (plain != 0)).all()
+    assert not wide[:, vocabulary:].any()
+
+
+def test_the_outcome_of_each_row_is_said() -> None:
+    windows, in_account_lane = lanes_of_both_kinds()
+    fleet, account = windows[~in_account_lane][:4], windows[in_account_lane][:2]
+    flat, peaked = np.zeros(64, dtype=np.float32), np.where(np.arange(64) == 7, 90, 0).astype(np.float32)
+    logits = np.stack([flat, flat, flat, peaked, flat, flat])
+    outcomes = GreenList(scope_of(account_lanes=16), min_entropy=1.0).bias(
+        logits,
+        np.concatenate([fleet, account]),
+        marked=np.array([True, False, True, True, True, True]),
+        accounts=[None, None, None, None, None, "a"],
+        strength=np.array([1, 1, 0, 1, 1, 1], dtype=np.float32),
+    )
+    assert [Outcome(outcome).name for outcome in outcomes] == [
+        "MARKED",
+        "NO_WINDOW",
+        "OFF",
+        "LOW_ENTROPY",
+        "NO_ACCOUNT",
+        "MARKED",
+    ]
+    assert logits[[0, 5]].any(axis=1).all()
+    assert not logits[[1, 2, 4]].any()
+
+
+def test_a_placeholder_is_refused() -> None:
+    green_list = GreenList(scope_of(window=2))
+    windows, marked = green_list.windows_of([[-1, 4, 5], [4, 5]])
+    assert (windows.tolist(), marked.tolist()) == ([[4, 5], [4, 5]], [True, True])
+    with pytest.raises(ValueError, match="placeholder"):
+        green_list.windows_of([[4, 5], [4, -1]])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.01, 0.5, 1.0, 1.5, 7.0])
+def test_a_hook_after_the_temperature_gives_what_one_before_it_gives(temperature: float) -> None:
+    divided = before_temperature(temperature) / (temperature or 1.0)
+    assert after_temperature(temperature) == pytest.approx(divided)
