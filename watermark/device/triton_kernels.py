@@ -207,20 +207,22 @@ def add_kernel(
     gamma = tl.load(plan + 2).to(tl.uint32)
     scope = tl.load(plan + 3)
 
-    token = tile * _TILE + tl.arange(0, _TILE)
+    offset = tl.arange(0, _TILE)
+    token = tile * _TILE + offset
     inside = token < vocabulary
     place = logits_ptr + row * logits_stride + token
     before = tl.load(place, mask=inside)
-    z = seed + (token.to(tl.uint64) + 1) * _GOLDEN
+    z = seed + (tile.to(tl.uint64) * _TILE + 1) * _GOLDEN + offset.to(tl.uint64) * _GOLDEN
     z = (z ^ (z >> 30)) * _MIX_1
     z = (z ^ (z >> 27)) * _MIX_2
     # u is z ^ (z >> 31), whose high 31 bits are z's: `u < k * 2^56` is a comparison of z's high half.
     chosen = ((z >> 32).to(tl.uint32) < ((gamma & 255) << 24)) != (gamma > 255)
+    after = tl.where(chosen, (before.to(tl.float32) + addition).to(before.dtype), before)
+    # Most tiles hold no special id.
     if tl.load(special_tiles_ptr + scope * tiles + tile) != 0:
         words = tl.load(special_ptr + scope * special_stride + (token >> 5), mask=inside, other=0)
-        chosen = chosen & (((words >> (token & 31)) & 1) == 0)
-    after = (before.to(tl.float32) + addition).to(before.dtype)
-    tl.store(place, tl.where(chosen, after, before), mask=inside)
+        after = tl.where(((words >> (token & 31)) & 1) != 0, before, after)
+    tl.store(place, after, mask=inside)
 
 
 def plan_rows(
