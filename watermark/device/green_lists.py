@@ -176,6 +176,9 @@ class DeviceGreenLists:
         self._check_logits(logits)
         table.check()
         self._check("row_slot", table.row_slot, (logits.shape[0],))
+        for name in ("all_token_ids", "prompt_len", "local_pos", "input_ids", "pos"):
+            tensor = getattr(table, name)
+            self._check(name, tensor, tuple(tensor.shape))
         if table.all_token_ids.shape[0] < self.tables.max_slots:
             raise ValueError(
                 f"all_token_ids: expected {self.tables.max_slots} or more slots, got {table.all_token_ids.shape[0]}"
