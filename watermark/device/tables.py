@@ -20,13 +20,10 @@ from watermark.errors import UsageError
 from watermark.keys import CODE_BITS, ScopeKeys
 from watermark.prf import LANES, key_words
 
-__all__ = ["MASK_BITS", "TILE", "DeviceTables", "Outcome"]
+__all__ = ["TILE", "DeviceTables", "Outcome"]
 
 #: Token ids that one Triton program biases; special ids are also counted by tiles of this many.
 TILE: Final = 2048
-
-#: Ids in one word of a scope's bitmap of special ids.
-MASK_BITS: Final = 32
 
 _CODE_WORDS: Final = CODE_BITS // 64
 
@@ -84,8 +81,8 @@ class DeviceTables:
         self.windows = zeros(max_scopes, dtype=torch.int32)
         """(max_scopes,), each scope's h."""
         self.fleet_lanes = zeros(max_scopes, dtype=torch.int32)
-        self.special = zeros(max_scopes, -(-vocab_size // MASK_BITS), dtype=torch.int32)
-        """Bitmap: id v is special where bit v % 32 of word v // 32 is set."""
+        self.special = zeros(max_scopes, vocab_size, dtype=torch.uint8)
+        """(max_scopes, vocab_size), 1 where an id is special."""
         self.special_tiles = zeros(max_scopes, -(-vocab_size // TILE), dtype=torch.int32)
         """How many special ids each tile of the vocabulary holds."""
         self.counts = zeros(max_scopes, len(Outcome), dtype=torch.int64)
@@ -131,14 +128,14 @@ class DeviceTables:
             raise UsageError(f"scope {scope.name}: all {self.max_scopes} places are taken; raise max_scopes")
         index = self._scopes.index(None)
         params = scope.params
-        bitmap = np.zeros(self.special.shape[1] * MASK_BITS, dtype=np.uint8)
-        bitmap[[i for i in params.special_ids if i < self.vocab_size]] = 1
-        tiles = np.add.reduceat(bitmap, np.arange(0, len(bitmap), TILE), dtype=np.int32)
+        special = np.zeros(self.vocab_size, dtype=np.uint8)
+        special[[i for i in params.special_ids if i < self.vocab_size]] = 1
+        tiles = np.add.reduceat(special, np.arange(0, self.vocab_size, TILE), dtype=np.int32)
         self._write(self.lane_words[index], scope.lane_words().view(np.int64))
         self._write(self.lane_k[index], (params.bounds() >> np.uint64(56)).astype(np.int32))
         code_words = np.array(key_words(scope.code_key().reveal()), dtype=np.uint64)
         self._write(self.code_words[index], code_words.view(np.int64))
-        self._write(self.special[index], np.packbits(bitmap, bitorder="little").view("<i4"))
+        self._write(self.special[index], special)
         self._write(self.special_tiles[index], tiles)
         self.windows[index] = params.window
         self.fleet_lanes[index] = params.fleet_lanes

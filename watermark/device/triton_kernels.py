@@ -94,7 +94,7 @@ def _sip(k0, k1, h, newest_ptr, newest_count, older_ptr):
     return v0 ^ v1 ^ v2 ^ v3
 
 
-@triton.jit(do_not_specialize=["max_slots", "max_scopes", "special_stride", "vocab_size", "ids_stride"])
+@triton.jit(do_not_specialize=["max_slots", "max_scopes", "vocab_size", "ids_stride"])
 def plan_kernel(
     plan_ptr,  # int64 (R, PLAN_WORDS)
     counts_ptr,  # int64 (max_scopes, outcomes)
@@ -107,8 +107,7 @@ def plan_kernel(
     lane_words_ptr,  # int64 (max_scopes, 64, 2)
     lane_k_ptr,  # int32 (max_scopes, 64)
     code_words_ptr,  # int64 (max_scopes, 2)
-    special_ptr,  # int32 (max_scopes, special_stride)
-    special_stride,
+    special_ptr,  # uint8 (max_scopes, vocab_size)
     vocab_size,
     ids_ptr,  # (R, ids_stride): the rows' windows, or with FROM_TABLE the ids fed
     ids_stride,
@@ -154,8 +153,7 @@ def plan_kernel(
         for back in range(h):
             found = _id_before(back, newest_ptr, newest_count, older_ptr)
             inside = (found >= 0) & (found < vocab_size)
-            word = tl.load(special_ptr + scope * special_stride + (found >> 5), mask=inside, other=-1)
-            bad = bad | ((word >> (found & 31).to(tl.int32)) & 1)
+            bad = bad | tl.load(special_ptr + scope * vocab_size + found, mask=inside, other=1).to(tl.int32)
     if bad != 0:
         tl.atomic_add(counts + _NO_WINDOW, 1, sem="relaxed")
         return
@@ -183,14 +181,14 @@ def plan_kernel(
     tl.atomic_add(counts + _MARKED, 1, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["special_stride", "tiles"])
+@triton.jit(do_not_specialize=["tiles"])
 def add_kernel(
     logits_ptr,  # (R, V), row stride logits_stride
     logits_stride,
     vocabulary,
     plan_ptr,  # int64 (R, PLAN_WORDS)
-    special_ptr,  # int32 (max_scopes, special_stride)
-    special_stride,
+    special_ptr,  # uint8 (max_scopes, vocab_size)
+    vocab_size,
     special_tiles_ptr,  # int32 (max_scopes, tiles)
     tiles,
 ):
@@ -220,8 +218,8 @@ def add_kernel(
     after = tl.where(chosen, (before.to(tl.float32) + addition).to(before.dtype), before)
     # Most tiles hold no special id.
     if tl.load(special_tiles_ptr + scope * tiles + tile) != 0:
-        words = tl.load(special_ptr + scope * special_stride + (token >> 5), mask=inside, other=0)
-        after = tl.where(((words >> (token & 31)) & 1) != 0, before, after)
+        special = tl.load(special_ptr + scope * vocab_size + token, mask=inside, other=0)
+        after = tl.where(special != 0, before, after)
     tl.store(place, after, mask=inside)
 
 
@@ -263,7 +261,6 @@ def _plan(
         tables.lane_k,
         tables.code_words,
         tables.special,
-        tables.special.shape[1],
         tables.vocab_size,
         ids,
         ids_stride,
@@ -289,7 +286,7 @@ def add_to_green(logits: torch.Tensor, tables: DeviceTables, plan: torch.Tensor)
         vocabulary,
         plan,
         tables.special,
-        tables.special.shape[1],
+        tables.vocab_size,
         tables.special_tiles,
         tables.special_tiles.shape[1],
         num_warps=4,

@@ -40,8 +40,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from watermark.device.triton_kernels import add_kernel, plan_kernel
 
-types = {"row_slot_ptr": "*i64", "pos_ptr": "*i64", "table_stride": "i64"}
-for name in ("scope_windows_ptr", "fleet_lanes_ptr", "lane_k_ptr", "special_ptr", "special_tiles_ptr", "ids_ptr",
+types = {"special_ptr": "*u8", "row_slot_ptr": "*i64", "pos_ptr": "*i64", "table_stride": "i64"}
+for name in ("scope_windows_ptr", "fleet_lanes_ptr", "lane_k_ptr", "special_tiles_ptr", "ids_ptr",
              "length_ptr", "table_ptr", "local_pos_ptr"):
     types[name] = "*i32"
 
