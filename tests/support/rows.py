@@ -9,9 +9,10 @@ import builders
 import numpy as np
 
 from watermark import prf
+from watermark.green_list import Outcome
 from watermark.keys import ScopeKeys
 
-#: (outcome of the row) as in `watermark.device.tables.Outcome`, or None for a row that no slot has.
+#: (outcome of the row) as in `watermark.green_list.Outcome`, or None for a row that no slot has.
 MARKED, OFF, NO_WINDOW, NO_ACCOUNT = range(4)
 
 
@@ -42,7 +43,7 @@ class Batch:
     """What the counter of outcomes says after this batch: (8, 4)."""
 
     def __post_init__(self) -> None:
-        self.counts = np.zeros((8, 4), dtype=np.int64)
+        self.counts = np.zeros((8, len(Outcome)), dtype=np.int64)
         for row, slot in enumerate(self.row_slot):
             if slot in self.slots:
                 self.counts[self.slots[slot].scope, self.outcome(row)[0]] += 1

@@ -9,7 +9,6 @@ The tensors hold secrets (lane keys, code words): they are in no repr and no pic
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import Final, NoReturn
 
 import numpy as np
@@ -17,10 +16,11 @@ import numpy.typing as npt
 import torch
 
 from watermark.errors import UsageError
+from watermark.green_list import Outcome
 from watermark.keys import CODE_BITS, ScopeKeys
 from watermark.prf import LANES, key_words
 
-__all__ = ["TILE", "DeviceTables", "Outcome"]
+__all__ = ["TILE", "DeviceTables"]
 
 #: Token ids that one Triton program biases; special ids are also counted by tiles of this many.
 TILE: Final = 2048
@@ -37,18 +37,6 @@ _SLOT: Final = np.dtype(
         ("code", "<u8", (_CODE_WORDS,)),
     ]
 )
-
-
-class Outcome(IntEnum):
-    """What was done with a row of logits; the numbers are the columns of the device's counter."""
-
-    MARKED = 0
-    OFF = 1
-    """The slot's addition is 0."""
-    NO_WINDOW = 2
-    """Fewer than h ids since the response's start or its last special id, or ids that the engine has not got yet."""
-    NO_ACCOUNT = 3
-    """The window falls into an account lane, and the slot has no account."""
 
 
 class DeviceTables:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from watermark.device.tables import DeviceTables, Outcome
+from watermark.device.tables import DeviceTables
 from watermark.device.torch_prf import is_green, lane, siphash24, split_mix, split_mix_steps
+from watermark.green_list import Outcome
 from watermark.keys import CODE_BITS
 
 __all__ = ["RowPlan", "add_to_green", "plan_rows"]

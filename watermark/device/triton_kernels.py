@@ -16,8 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
-from watermark.device.tables import TILE, DeviceTables, Outcome
+from watermark.device.tables import TILE, DeviceTables
 from watermark.device.windows import TokenTable
+from watermark.green_list import Outcome
 from watermark.keys import CODE_BITS
 from watermark.prf import LANES
 
