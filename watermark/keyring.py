@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import secrets
-import stat
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
 from watermark.errors import KeyringError, UsageError, printable
+from watermark.key_file import create_key_file_with, read_key_file, refuse_readable
 from watermark.keys import NO_ACTIVATION, Params, ScopeKeys, Secret, check_scope_name, scope_key
 
 if TYPE_CHECKING:
@@ -145,23 +142,8 @@ class Keyring:
         Raises:
             KeyringError: the file exists, or cannot be written.
         """
-        mode = 0o644 if self.published else 0o600
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        except FileExistsError:
-            raise KeyringError(f"{path}: exists; a key file is never overwritten. Choose another name") from None
-        except OSError as error:
-            raise KeyringError(f"{path}: cannot create the key file: {error.strerror}") from None
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                if sys.platform != "win32":
-                    os.fchmod(descriptor, mode)  # The umask may have taken bits away; it must not have the say here.
-                file.write(json.dumps(_to_json(self), indent=1) + "\n")
-                file.flush()
-                os.fsync(descriptor)
-        except OSError as error:
-            path.unlink(missing_ok=True)  # It is this call's own: O_EXCL made it.
-            raise KeyringError(f"{path}: cannot write the key file: {error.strerror}") from None
+        content = json.dumps(_to_json(self), indent=1) + "\n"
+        create_key_file_with(path, content, mode=0o644 if self.published else 0o600)
 
     @classmethod
     def load(cls, path: Path) -> Keyring:
@@ -170,22 +152,12 @@ class Keyring:
         Raises:
             KeyringError: missing, readable by others, or not a key file of this version.
         """
-        try:
-            with open(path, "rb") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-                content = file.read(1 << 24)
-        except FileNotFoundError:
-            raise KeyringError(f"{path}: no such key file; `taggant keys create --out {path}` makes one") from None
-        except OSError as error:
-            raise KeyringError(f"{path}: cannot read the key file: {error.strerror}") from None
+        content, mode = read_key_file(path, made_by="taggant keys create")
         keyring = _parsed(content)
         if isinstance(keyring, str):
             raise KeyringError(f"{path}: {keyring}")
-        # Windows has no such bits (every file shows 0666): there the folder's access list says who may read.
-        if not keyring.published and sys.platform != "win32" and mode & 0o077:
-            raise KeyringError(
-                f"{path}: others can read this key file (mode {mode:04o}). Mend it: chmod 600 {quote(str(path))}"
-            )
+        if not keyring.published:
+            refuse_readable(path, mode)
         return keyring
 
 
