@@ -1,0 +1,113 @@
+"""Who may write a log: one process at a time, and how one that crashed is told from one that lives.
+
+A lock here is held by the operating system or by the database server for as long as its holder lives, so nobody has
+to guess from a heartbeat's age whether a silent writer is dead. `FileLock` (SQLite) is a lock on a file beside the
+database, which the kernel drops when the process ends, however it ends. `AdvisoryLock` (PostgreSQL) is held by the
+writer's connection, which the server drops when the process or its host is gone (after the TCP keepalive, in the
+latter case). Behind both stands a fence: a batch is only written while the log's row still names this writer's session
+(`watermark.ledger`), so that a writer that lost its lock without noticing cannot write over its successor.
+
+`FileLock` also counts what was accepted in a page of memory that is the file's: it outlives a killed process, and the
+gap that the next writer records says exactly how many responses are missing.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+import sqlalchemy as sa
+
+from watermark.errors import LedgerError, printable
+
+__all__ = ["AdvisoryLock", "FileLock"]
+
+#: A session's id as 16 bytes, and how many responses it accepted.
+_COUNTER: Final = struct.Struct("<16sQ")
+_COUNT: Final = struct.Struct("<Q")
+
+
+class FileLock:
+    """Hold a log of a SQLite database.
+
+    Args:
+        database: the database's file; the lock is a file beside it, which stays.
+        origin: the log's.
+
+    Raises:
+        LedgerError: somebody else holds it, or the file cannot be made.
+    """
+
+    def __init__(self, database: Path, origin: str) -> None:
+        database = Path(os.path.realpath(database))  # One lock, whatever name the file is called by.
+        self.path = database.with_name(f"{database.name}.{sha256(origin.encode()).hexdigest()[:12]}.writer")
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise LedgerError(f"{printable(self.path)}: cannot lock the log: {error.strerror}") from None
+        try:
+            _lock(self._file)
+        except OSError:
+            os.close(self._file)
+            raise LedgerError(
+                f"{printable(database)}: the log {printable(origin)} is being written by another process, or elsewhere "
+                "in this one. A log has one writer: give each server an origin of its own"
+            ) from None
+        if os.fstat(self._file).st_size < _COUNTER.size:
+            os.ftruncate(self._file, _COUNTER.size)
+        self._page = mmap.mmap(self._file, _COUNTER.size)
+
+    def accepted(self, session: str) -> int | None:
+        """Return how many responses a session accepted, or None if the count is another session's."""
+        held, count = _COUNTER.unpack_from(self._page)
+        return int(count) if held == bytes.fromhex(session) else None
+
+    def begin(self, session: str) -> None:
+        """Count for a session, from 0."""
+        _COUNTER.pack_into(self._page, 0, bytes.fromhex(session), 0)
+
+    def count(self, accepted: int) -> None:
+        """Note how many responses the session has accepted by now."""
+        _COUNT.pack_into(self._page, 16, accepted)
+
+    def release(self) -> None:
+        """Let go. Nothing happens the second time."""
+        if not self._page.closed:
+            self._page.close()
+            os.close(self._file)
+
+
+class AdvisoryLock:
+    """Hold a log of a PostgreSQL database, for as long as *connection* lives.
+
+    Raises:
+        LedgerError: another connection holds it.
+    """
+
+    def __init__(self, connection: sa.Connection, origin: str) -> None:
+        key = int.from_bytes(sha256(b"taggant/ledger\0" + origin.encode()).digest()[:8], "big", signed=True)
+        held = connection.execute(sa.select(sa.func.pg_try_advisory_lock(key))).scalar()
+        connection.commit()
+        if not held:
+            raise LedgerError(
+                f"the log {printable(origin)} is being written by another connection. A log has one writer: give each "
+                "server an origin of its own; of a writer that was cut off the database server lets go when it notices"
+            )
+
+
+if sys.platform == "win32":  # pragma: no cover
+    import msvcrt
+
+    def _lock(file: int) -> None:
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+
+else:
+    import fcntl
+
+    def _lock(file: int) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
