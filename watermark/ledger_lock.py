@@ -25,11 +25,15 @@ import sqlalchemy as sa
 
 from watermark.errors import LedgerError, printable
 
-__all__ = ["AdvisoryLock", "FileLock"]
+__all__ = ["AdvisoryLock", "FileLock", "LogHeldError"]
 
 #: A session's id as 16 bytes, and how many responses it accepted.
 _COUNTER: Final = struct.Struct("<16sQ")
 _COUNT: Final = struct.Struct("<Q")
+
+
+class LogHeldError(LedgerError):
+    """Report a log that another writer holds."""
 
 
 class FileLock:
@@ -40,7 +44,8 @@ class FileLock:
         origin: the log's.
 
     Raises:
-        LedgerError: somebody else holds it, or the file cannot be made.
+        LogHeldError: somebody else holds it.
+        LedgerError: the file cannot be made.
     """
 
     def __init__(self, database: Path, origin: str) -> None:
@@ -54,7 +59,7 @@ class FileLock:
             _lock(self._file)
         except OSError:
             os.close(self._file)
-            raise LedgerError(
+            raise LogHeldError(
                 f"{printable(database)}: the log {printable(origin)} is being written by another process, or elsewhere "
                 "in this one. A log has one writer: give each server an origin of its own"
             ) from None
@@ -86,7 +91,7 @@ class AdvisoryLock:
     """Hold a log of a PostgreSQL database, for as long as *connection* lives.
 
     Raises:
-        LedgerError: another connection holds it.
+        LogHeldError: another connection holds it.
     """
 
     def __init__(self, connection: sa.Connection, origin: str) -> None:
@@ -94,7 +99,7 @@ class AdvisoryLock:
         held = connection.execute(sa.select(sa.func.pg_try_advisory_lock(key))).scalar()
         connection.commit()
         if not held:
-            raise LedgerError(
+            raise LogHeldError(
                 f"the log {printable(origin)} is being written by another connection. A log has one writer: give each "
                 "server an origin of its own; of a writer that was cut off the database server lets go when it notices"
             )

@@ -88,6 +88,8 @@ class Marker:
         self.config = config
         self.counts = Counts()
         self._green_lists: dict[tuple[str, str], GreenList] = {}
+        self._by_name: dict[str, GreenList] = {}
+        self._lock = threading.Lock()
         self._current: GreenList | None = None
         self._latest: GreenList | None = None
         self._seen: tuple[int, int, int] | None = None
@@ -142,6 +144,8 @@ class Marker:
             return RequestMark(account=ticket.account, reason="off")
         if self.config.require_account and ticket.account is None:
             raise RequestRefusedError("this server answers for known accounts only: send your API key", status=401)
+        if ticket.scope is not None:
+            return RequestMark(green_list=self._named(ticket.scope), account=ticket.account, strength=strength)
         current = self._current or (self._latest if verified else None)
         if current is None:
             if self.config.policy is Policy.REQUIRED:
@@ -203,15 +207,7 @@ class Marker:
 
     def refresh(self) -> None:
         """Look whether the key file has changed and take it up; write the metrics. A bad file changes nothing."""
-        if self.config.policy is not Policy.OFF and self._identity() != self._seen:
-            try:
-                self._take_up()
-            except TaggantError as error:
-                self._seen = self._identity()  # Said once, not at every look.
-                self.counts.reload_errors += 1
-                log.error("the key file changed and was not taken up; the earlier keys stay in use: %s", error)
-            else:
-                log.info("the key file changed: %r", self)
+        self._look()
         if self.config.metrics is not None:
             self.counts.write(self.config.metrics)
 
@@ -235,6 +231,33 @@ class Marker:
                 self.refresh()
             except Exception:
                 log.exception("taggant: refresh failed; it is tried again")
+
+    def _look(self) -> None:
+        if self.config.policy is Policy.OFF or self._identity() == self._seen:
+            return
+        with self._lock:
+            if self._identity() == self._seen:
+                return
+            try:
+                self._take_up()
+            except TaggantError as error:
+                self._seen = self._identity()  # Said once, not at every look.
+                self.counts.reload_errors += 1
+                log.error("the key file changed and was not taken up; the earlier keys stay in use: %s", error)
+            else:
+                log.info("the key file changed: %r", self)
+
+    def _named(self, scope: str) -> GreenList:
+        """Return the green list of the scope that a ticket names: the ingress may have seen the key file before us."""
+        if scope not in self._by_name:
+            self._look()
+        if scope not in self._by_name:
+            raise RequestRefusedError(
+                f"scope {scope}: the ingress marks under it, and this server's key file has no such active scope: give "
+                "both the same file",
+                status=503,
+            )
+        return self._by_name[scope]
 
     def _ticket(self, fields: Mapping[str, object], verified: bool) -> Ticket:
         ours = {name: value for name, value in fields.items() if name.startswith(PREFIX)}
@@ -276,7 +299,7 @@ class Marker:
             self._green_lists[identity] = GreenList(scope, min_entropy=self.config.min_entropy)
         if self._current is not None and self._current.scope.params.tokenizer != scope.params.tokenizer:
             raise TokenizerError(f"scope {scope.name} is for another tokenizer than {self._current.scope.name}")
-        self._current = self._latest = self._green_lists[identity]
+        self._current = self._latest = self._by_name[scope.name] = self._green_lists[identity]
         self._seen = seen
 
     def _identity(self) -> tuple[int, int, int] | None:
