@@ -15,10 +15,9 @@ A request that generates nothing (models, tokenisation, embeddings) passes untou
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,6 +34,7 @@ from watermark.ingress.request import (
     inject,
     parse_body,
     plain_fields,
+    prompt_of,
     sampling_of,
     shape_of,
     strip_logprobs,
@@ -44,6 +44,18 @@ from watermark.ingress.request import (
 )
 from watermark.ingress.route import Shape, Unreadable, route_of
 from watermark.ingress.self_test import SampleRefusedError
+from watermark.ingress.wire import (
+    App,
+    Headers,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    read_body,
+    replay,
+    send_error,
+    send_whole,
+)
 from watermark.ingress_context import CURRENT_TICKET
 from watermark.marker import Marker, RequestMark
 from watermark.serving import FieldTrust, Policy, ServingConfig
@@ -63,21 +75,12 @@ if TYPE_CHECKING:
     from watermark.ingress.record import Served
     from watermark.ledger import Ledger
 
-__all__ = ["MAX_BODY", "TaggantMiddleware"]
+__all__ = ["TaggantMiddleware"]
 
 log = logging.getLogger("taggant")
 
-#: Bytes of a request's body at most: pictures come in it, as base64.
-MAX_BODY: Final = 32 << 20
-
 #: Processes of one server that write into one ledger, each a log of its own.
 _MAX_LOGS: Final = 64
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +88,8 @@ class _Admitted:
     """A request that is to be answered."""
 
     mark: RequestMark
-    fields: Mapping[str, object]
-    """The ingress's word, as the engine's adapter reads it."""
+    ticket: Ticket
+    """What the engine is told."""
 
 
 class TaggantMiddleware:
@@ -159,19 +162,28 @@ class TaggantMiddleware:
         if route is None or (scope["type"] == "http" and scope["method"] != "POST"):
             await self.app(scope, receive, send)
             return
+        started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
         held = CURRENT_TICKET.set(None)
         try:
             if self._broken is not None:
-                raise RequestRefusedError(f"the ingress could not start: {self._broken}", status=503)
+                raise RequestRefusedError("the ingress could not start, and its log says why", status=503)
             if isinstance(route, Shape) and scope["type"] == "http":
-                await self._answer(scope, receive, send, route)
+                await self._answer(scope, receive, noted, route)
                 return
             self._refuse_unreadable(scope, route)
-            await self.app(scope, receive, send)
-        except RequestRefusedError as error:
+            await self.app(scope, receive, noted)
+        except RequestRefusedError as error:  # Also an engine's in this process.
+            if started:
+                raise
             await self._refuse(scope, send, route, error)
         except SampleRefusedError as refused:
-            await _send(send, refused.status, refused.headers, refused.body)
+            await send_whole(send, refused.status, refused.headers, refused.body)
         finally:
             CURRENT_TICKET.reset(held)
 
@@ -216,33 +228,33 @@ class TaggantMiddleware:
         self, scope: Scope, send: Send, route: Shape | Unreadable | None, error: RequestRefusedError
     ) -> None:
         self.counts.refused[error.status] += 1
-        await _send_error(scope, send, route, error)
+        await send_error(scope, send, route, error)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, route: Shape) -> None:
-        headers = _Headers(scope)
+        headers = Headers(scope)
         caller = self._caller(headers)
         headers.check_type()
-        data = await _read(receive, headers)
+        data = await read_body(receive, headers)
         if data is None:
             return  # The client hung up.
         body = parse_body(data)
         shape = shape_of(route, body)
         admitted = self._admit(body, shape, caller)
         await self._check(scope, shape, body, admitted)
-        if self._ledger is not None and self.config.policy is Policy.REQUIRED:
-            if not self._ledger.ready():
-                raise RequestRefusedError("the ledger can't take more answers now; ask again later", status=503)
+        if self._ledger is not None:
             if body.get("background"):
                 raise RequestRefusedError("background: answers here are recorded as they pass; leave it out")
+            if self.config.policy is Policy.REQUIRED and not self._ledger.ready():
+                raise RequestRefusedError("the ledger can't take more answers now; ask again later", status=503)
         hides = self._ledger is not None and self._injection is Injection.VLLM and ask_for_ids(body, shape)
+        fields = self._word(admitted.ticket)  # Signed now: the self-test may have taken minutes.
         if self.config.policy is not Policy.OFF:
-            inject(body, shape, admitted.fields, injection=self._injection, logit_processor=self._logit_processor)
+            inject(body, shape, fields, injection=self._injection, logit_processor=self._logit_processor)
         new = written(body)
-        ticket = admitted.fields.get(TICKET_FIELD)
-        CURRENT_TICKET.set(ticket if isinstance(ticket, str) else None)
+        _put_in_context(fields)
         forwarded = {**scope, "headers": headers.rewritten(len(new))}
         if self._ledger is None and not self._strips_logprobs:
-            await self.app(forwarded, _replay(new, receive), send)
+            await self.app(forwarded, replay(new, receive), send)
             return
         reply = Reply(
             send,
@@ -256,7 +268,7 @@ class TaggantMiddleware:
             counts=self.counts,
         )
         try:
-            await self.app(forwarded, _replay(new, receive), reply.send)
+            await self.app(forwarded, replay(new, receive), reply.send)
         finally:
             reply.finish()
 
@@ -264,7 +276,7 @@ class TaggantMiddleware:
     def _strips_logprobs(self) -> bool:
         return self.config.ingress.logprobs == "strip" and self.config.policy is not Policy.OFF
 
-    def _caller(self, headers: _Headers) -> Ticket:
+    def _caller(self, headers: Headers) -> Ticket:
         """Return what the account map says of the caller."""
         if self._accounts is None:
             return Ticket()
@@ -295,13 +307,12 @@ class TaggantMiddleware:
                     f"{found[0]}: answers here are marked, and that of {found[1]} is not: leave it out"
                 )
             caller = Ticket(account=caller.account, scope=green_list.scope.name)
-        fields = self._word(caller)
-        mark = self.marker.admit(fields, strength=strength)
+        mark = self.marker.admit(self._word(caller), strength=strength)
         if not mark.marked and caller.mark:
             # So that an engine that has just seen a scope doesn't mark what is recorded as unmarked.
-            fields = self._word(Ticket(account=caller.account, mark=False))
+            caller = Ticket(account=caller.account, mark=False)
         self.marker.took_on(mark)
-        return _Admitted(mark, fields)
+        return _Admitted(mark, caller)
 
     def _word(self, ticket: Ticket) -> dict[str, object]:
         """Return a ticket as the fields in which the engine's adapter reads it."""
@@ -317,8 +328,7 @@ class TaggantMiddleware:
             return
         account = mark.account if self.config.require_account else None
         fields = self._word(Ticket(account=account, scope=mark.scope))
-        ticket = fields.get(TICKET_FIELD)
-        CURRENT_TICKET.set(ticket if isinstance(ticket, str) else None)
+        _put_in_context(fields)
         await self._gate.enter(scope, shape, model=body.get("model"), mark=mark, fields=fields)
 
     def _served(self, body: dict[str, Any], shape: Shape, mark: RequestMark) -> Served:
@@ -340,120 +350,14 @@ class TaggantMiddleware:
             model=model if isinstance(model, str) else None,
             sampling=sampling_of(body),
             min_entropy=self.config.min_entropy,
-            prompt=_prompt_of(body, shape),
+            prompt=prompt_of(body, shape),
             prompt_ids=ids if isinstance(ids, list) and all(type(one) is int for one in ids) else None,
         )
 
 
-class _Headers:
-    """A request's headers, as far as they matter here."""
-
-    def __init__(self, scope: Scope) -> None:
-        self.all: list[tuple[bytes, bytes]] = [(name.lower(), value) for name, value in scope["headers"]]
-
-    def one(self, name: bytes) -> str | None:
-        """Return a header's value.
-
-        Raises:
-            RequestRefusedError: it stands there twice: the server might believe the other.
-        """
-        values = [value for other, value in self.all if other == name]
-        if len(values) > 1:
-            raise RequestRefusedError(f"the header {name.decode()} stands there {len(values)} times: send it once")
-        return values[0].decode("utf-8", "surrogateescape") if values else None
-
-    def api_key(self) -> str | None:
-        """Return the caller's API key."""
-        kind, _, key = (self.one(b"authorization") or "").partition(" ")
-        return key.strip() if kind.lower() == "bearer" else self.one(b"x-api-key")
-
-    def check_type(self) -> None:
-        """Refuse a body that is not JSON in plain bytes.
-
-        Raises:
-            RequestRefusedError: 415.
-        """
-        kind = (self.one(b"content-type") or "application/json").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise RequestRefusedError("expected a body of content-type application/json", status=415)
-        if (self.one(b"content-encoding") or "identity").strip().lower() != "identity":
-            raise RequestRefusedError("expected a body without content-encoding", status=415)
-
-    def rewritten(self, length: int) -> list[tuple[bytes, bytes]]:
-        """Return the headers of the request that goes on, with a body of so many bytes."""
-        # Without accept-encoding nothing inside compresses what is to be read here.
-        dropped = {b"content-length", b"content-type", b"transfer-encoding", b"content-encoding", b"accept-encoding"}
-        kept = [(name, value) for name, value in self.all if name not in dropped]
-        return [*kept, (b"content-type", b"application/json"), (b"content-length", str(length).encode())]
-
-
-async def _read(receive: Receive, headers: _Headers) -> bytes | None:
-    """Return a request's body; None if the client hung up."""
-    data = bytearray()
-    announced = headers.one(b"content-length") or ""
-    more = True
-    while more:
-        if len(data) > MAX_BODY or (announced.isdecimal() and int(announced[:20]) > MAX_BODY):
-            raise RequestRefusedError(f"the body is larger than {MAX_BODY >> 20} MiB", status=413)
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        data += message.get("body", b"")
-        more = message.get("more_body", False)
-    if len(data) > MAX_BODY:
-        raise RequestRefusedError(f"the body is larger than {MAX_BODY >> 20} MiB", status=413)
-    return bytes(data)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that begins with *body* and goes on with the client's, who may hang up."""
-    waiting = [body]
-
-    async def replay() -> Message:
-        if waiting:
-            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
-        return await receive()
-
-    return replay
-
-
-async def _send_error(scope: Scope, send: Send, route: Shape | Unreadable | None, error: RequestRefusedError) -> None:
-    """Answer with an error in the API's own form."""
-    if scope["type"] == "websocket":
-        if "websocket.http.response" not in scope.get("extensions", {}):
-            await send({"type": "websocket.close", "code": 1008, "reason": str(error)[:120]})
-            return
-    kinds = {401: "authentication_error", 403: "permission_error", 413: "request_too_large"}
-    kind = kinds.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    said: dict[str, Any] = {"message": str(error), "type": kind, "param": None, "code": error.status}
-    content: dict[str, Any] = {"error": said}
-    if route is Shape.MESSAGES:
-        content = {"type": "error", "error": {"type": kind, "message": str(error)}}
-    headers = [(b"content-type", b"application/json")]
-    if error.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    prefix = "websocket." if scope["type"] == "websocket" else ""
-    await _send(send, error.status, headers, json.dumps(content).encode(), prefix=prefix)
-
-
-async def _send(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, prefix: str = "") -> None:
-    kept = [(name, value) for name, value in headers if name.lower() != b"content-length"]
-    kept.append((b"content-length", str(len(body)).encode()))
-    await send({"type": f"{prefix}http.response.start", "status": status, "headers": kept})
-    await send({"type": f"{prefix}http.response.body", "body": body})
-
-
-def _prompt_of(body: dict[str, Any], shape: Shape) -> str | tuple[Mapping[str, Any], ...] | None:
-    """Return the prompt as the client sent it: a text, or messages."""
-    for name in ("messages", "prompt", "input", "text"):
-        prompt = body.get(name)
-        if isinstance(prompt, str) and prompt:
-            return prompt
-        if isinstance(prompt, list) and prompt and all(isinstance(one, dict) for one in prompt):
-            system = body.get("system") if shape is Shape.MESSAGES else body.get("instructions")
-            first = () if system is None else ({"role": "system", "content": system},)
-            return (*first, *prompt)
-    return None
+def _put_in_context(fields: Mapping[str, object]) -> None:
+    ticket = fields.get(TICKET_FIELD)
+    CURRENT_TICKET.set(ticket if isinstance(ticket, str) else None)
 
 
 def _open_ledger(config: ServingConfig) -> Ledger:

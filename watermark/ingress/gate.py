@@ -12,7 +12,8 @@ from watermark.errors import TaggantError, TokenizerError
 from watermark.ingress.counts import IngressCounts
 from watermark.ingress.request import Injection
 from watermark.ingress.route import Shape
-from watermark.ingress.self_test import ANSWERS, App, Evidence, SampleRefusedError, evidence_of, sample
+from watermark.ingress.self_test import ANSWERS, Evidence, SampleRefusedError, evidence_of, sample
+from watermark.ingress.wire import App
 from watermark.marker import RequestMark
 from watermark.serving import Policy, ServingConfig
 from watermark.ticket import RequestRefusedError
@@ -85,7 +86,8 @@ class Gate:
             if not self.open and time.monotonic() >= self._next:
                 await self._try(scope, shape, model, mark, fields)
         if not self.open and self.config.policy is Policy.REQUIRED:
-            raise RequestRefusedError(f"this server's self-test failed: {self.failure}", status=503)
+            # What is wrong is the operator's to know.
+            raise RequestRefusedError("this server's self-test failed, and its log says what to check", status=503)
 
     async def _try(
         self, scope: Mapping[str, Any], shape: Shape, model: object, mark: RequestMark, fields: Mapping[str, object]

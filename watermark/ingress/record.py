@@ -72,7 +72,7 @@ def _record(name: str, choice: Choice, answer: Answer, served: Served, ended: st
         "token_ids": choice.ids if choice.has_ids else None,
         "response": text if text or not choice.has_ids else None,
     }
-    # What the ledger can't hold costs its digest, not the record: a prompt with half a surrogate pair, ids that are none.
+    # What the ledger can't hold (half a surrogate pair, ids that are none) costs its digest, and not the record.
     attempts: tuple[dict[str, Any], ...] = (
         {"prompt_token_ids": choice.prompt_ids or served.prompt_ids, "prompt": prompt},
         {},

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from watermark.errors import LedgerError
 from watermark.ingress.answer import Answer, hide_ids, holds_logprobs, scrub_logprobs
 from watermark.ingress.counts import IngressCounts
 from watermark.ingress.event_stream import EventSplitter, data_of, with_data
+from watermark.ingress.wire import Message, Send
 from watermark.ticket import RequestRefusedError
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ __all__ = ["Reply"]
 log = logging.getLogger("taggant")
 
 _UNREADABLE: Final = "the server's answer is in no form that can be recorded"
-
-Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
 
 
 class Reply:

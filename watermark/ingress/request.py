@@ -20,6 +20,7 @@ __all__ = [
     "inject",
     "parse_body",
     "plain_fields",
+    "prompt_of",
     "sampling_of",
     "shape_of",
     "strip_logprobs",
@@ -207,6 +208,19 @@ def sampling_of(body: Body) -> dict[str, float]:
         for name in _SAMPLING
         if isinstance(said.get(name), int | float) and not isinstance(said[name], bool) and abs(said[name]) < 2**53
     }
+
+
+def prompt_of(body: Body, shape: Shape) -> str | tuple[Mapping[str, Any], ...] | None:
+    """Return the prompt as the client sent it: a text, or messages."""
+    for name in ("messages", "prompt", "input", "text"):
+        prompt = body.get(name)
+        if isinstance(prompt, str) and prompt:
+            return prompt
+        if isinstance(prompt, list) and prompt and all(isinstance(one, dict) for one in prompt):
+            system = body.get("system") if shape is Shape.MESSAGES else body.get("instructions")
+            first = () if system is None else ({"role": "system", "content": system},)
+            return (*first, *prompt)
+    return None
 
 
 def _no_constant(name: str) -> None:

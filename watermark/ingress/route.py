@@ -31,7 +31,7 @@ class Shape(Enum):
 class Unreadable(Enum):
     """Why a route is refused where every answer must be marked and read."""
 
-    SPEECH = "is a form with a recording, in which no ticket can be put; transcripts come unmarked from another server"
+    SPEECH = "takes a form, in which no ticket can be put: serve transcripts from a server of their own"
     COHERE = "takes no ticket: use /v1/chat/completions"
     OTHER_API = "is not read by the ingress: use /v1/chat/completions or /generate"
     SOCKET = "is a web socket, which the ingress does not read: use /v1/chat/completions"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from watermark.green_list import GreenList
 from watermark.ingress.answer import Answer
 from watermark.ingress.request import Injection, ask_for_ids, inject, written
 from watermark.ingress.route import Shape, prefix_of
+from watermark.ingress.wire import App, Message, Scope
 from watermark.prf import lane, uniform
 
 __all__ = ["Evidence", "SampleRefusedError", "evidence_of", "sample"]
@@ -44,10 +45,6 @@ _PROMPTS: Final = (
     "A list of strange things that were found in the attic:",
     "Once upon a time, in a town that no map shows,",
 )
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-App = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
