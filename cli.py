@@ -47,6 +47,10 @@ study = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(study, name="study")
+accounts = typer.Typer(
+    help="Who calls a server: the file that maps API keys to accounts.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(accounts, name="accounts")
 
 
 class TableFormat(StrEnum):
@@ -259,6 +263,50 @@ def keys_show(
             f"{len(params['special_ids'])} special ids, tokenizer {params['tokenizer'][:16]}…"
         )
         typer.echo(f"  {len(scope['commitments'])} commitments (--json prints them)")
+
+
+@keys.command("ingress")
+def keys_ingress(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The key file to create.")],
+) -> None:
+    """Create the key that an ingress on another host shares with its server; copy the file to both."""
+    from watermark.ticket import create_ingress_key
+
+    create_ingress_key(out)
+    typer.echo(f"{out}: name it as key under [ingress], at the ingress and at the server")
+
+
+@accounts.command("add")
+def accounts_add(
+    account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="Account id that the API key stands for.")],
+    accounts_map: Annotated[
+        Path, typer.Option("--map", metavar="FILE", help="File of accounts; made if there is none.")
+    ],
+    off: Annotated[bool, typer.Option("--off", help="Serve this caller unmarked.")] = False,
+) -> None:
+    """Add a caller. The API key is read from standard input, and only its SHA-256 is kept."""
+    from watermark.accounts import add_account
+
+    add_account(accounts_map, account, _api_key(), mark=not off)
+    typer.echo(f"{accounts_map}: {account}{', unmarked' if off else ''}. A server takes it up by itself")
+
+
+@accounts.command("list")
+def accounts_list(
+    accounts_map: Annotated[Path, typer.Option("--map", metavar="FILE", help="File of accounts.")],
+) -> None:
+    """List the accounts, with the beginning of each API key's SHA-256."""
+    from watermark.accounts import AccountMap
+
+    for digest, ticket in AccountMap.load(accounts_map).callers.items():
+        typer.echo(f"{digest[:12]}…  {ticket.account}{'' if ticket.mark else '  off'}")
+
+
+def _api_key() -> str:
+    """Return an API key from standard input: not from the arguments, which other users of the host can read."""
+    if sys.stdin.isatty():
+        return str(typer.prompt("API key", hide_input=True))
+    return sys.stdin.readline().rstrip("\r\n")
 
 
 @app.command()

@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -22,7 +24,7 @@ httpx = pytest.importorskip("httpx", reason="the ingress is asked through httpx:
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from small_server import END, VOCABULARY, SmallServer, text_of  # noqa: E402
+from small_server import END, SmallServer, text_of  # noqa: E402
 from watermark.accounts import add_account  # noqa: E402
 from watermark.errors import LedgerError  # noqa: E402
 from watermark.green_list import GreenList  # noqa: E402
@@ -32,7 +34,7 @@ from watermark.ingress.route import Shape, Unreadable, route_of  # noqa: E402
 from watermark.ingress.self_test import Evidence, evidence_of  # noqa: E402
 from watermark.ingress.wire import MAX_BODY  # noqa: E402
 from watermark.ingress_context import CURRENT_TICKET  # noqa: E402
-from watermark.keyring import Keyring, Scope  # noqa: E402
+from watermark.keyring import Keyring  # noqa: E402
 from watermark.keys import Params  # noqa: E402
 from watermark.life_cycle import activate, add_scope, retire, update_key_file  # noqa: E402
 from watermark.middleware import TaggantMiddleware  # noqa: E402
@@ -119,7 +121,7 @@ def rows(middleware: TaggantMiddleware, tmp_path: Path) -> list[dict[str, Any]]:
     middleware.close()
     with sqlite3.connect(tmp_path / "ledger.db") as connection:
         connection.row_factory = sqlite3.Row
-        found = connection.execute("SELECT * FROM entries WHERE kind = 'response' ORDER BY leaf_index").fetchall()
+        found = connection.execute("SELECT * FROM taggant_entries WHERE kind = 'response' ORDER BY leaf_index").fetchall()
     connection.close()
     return [dict(row) | {"parameters": json.loads(row["parameters"])} for row in found]
 
@@ -405,8 +407,7 @@ def test_a_server_that_gives_probabilities_unasked_is_scrubbed(build: Build, str
     clean = {"id": "x", "choices": [{"index": 0, "text": "é", "logprobs": None}], "prompt_logprobs": None}
     got = ask(build(app)).content
     assert json.loads(got.removeprefix(b"data: ")) == clean
-    assert ask(build(app, logprobs="pass")).content in (got, ask(app).content)
-    assert b"logprob\":" in ask(build(app, logprobs="pass")).content.replace(b" ", b"") + b'logprob":'
+    assert ask(build(app, logprobs="pass")).content == ask(app).content != got
 
 
 def test_probabilities_pass_where_the_operator_lets_them(build: Build) -> None:
@@ -816,7 +817,7 @@ def test_several_processes_of_one_server_write_a_log_each(build: Build, tmp_path
     first.close()
     assert len(rows(second, tmp_path)) == 2
     with sqlite3.connect(tmp_path / "ledger.db") as connection:
-        logs = [origin for (origin,) in connection.execute("SELECT origin FROM logs ORDER BY origin")]
+        logs = [origin for (origin,) in connection.execute("SELECT origin FROM taggant_logs ORDER BY origin")]
     connection.close()
     assert logs == ["test/ledger", "test/ledger/2"]
 
@@ -1064,7 +1065,7 @@ def test_the_lifespan_passes_and_its_end_closes_the_ledger(build: Build, tmp_pat
     assert middleware._ledger is not None
     assert not middleware._ledger.ready()
     with sqlite3.connect(tmp_path / "ledger.db") as connection:
-        assert connection.execute("SELECT count(*) FROM entries WHERE kind = 'closed'").fetchone() == (1,)
+        assert connection.execute("SELECT count(*) FROM taggant_entries WHERE kind = 'closed'").fetchone() == (1,)
     connection.close()
 
 
@@ -1163,14 +1164,7 @@ def test_no_key_is_shown(build: Build, key_file: Path, tmp_path: Path, caplog: p
 
 def test_it_brings_nothing_heavy_with_it() -> None:
     """A server imports it at its start; the ledger's and the tests' libraries come when they are used."""
-    import subprocess
-    import sys
-
-    code = "import sys, watermark.middleware; print([m for m in ('sqlalchemy', 'scipy', 'starlette', 'torch') if m in sys.modules])"
+    heavy = ("sqlalchemy", "alembic", "scipy.stats", "starlette", "httpx", "torch", "tiktoken")
+    code = f"import sys, watermark.middleware; print([m for m in {heavy} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "[]\n"
-
-
-def test_scopes_of_the_small_server_have_room() -> None:
-    assert VOCABULARY < 1000
-    assert Scope.__dataclass_fields__  # Imported for its type in fixtures of other files.
