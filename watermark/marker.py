@@ -132,6 +132,16 @@ class Marker:
             self.counts.requests[None, "refused"] += 1
             raise
 
+    def refuse_if(self, reason: str | None, *, status: int = 400) -> None:
+        """Refuse a request that the engine's adapter cannot mark, and count it; None as the reason lets it pass.
+
+        Raises:
+            RequestRefusedError: there is a reason.
+        """
+        if reason is not None:
+            self.counts.requests[None, "refused"] += 1
+            raise RequestRefusedError(reason, status=status)
+
     def decided_fields(self, fields: Mapping[str, object] | None, request: RequestMark) -> dict[str, object]:
         """Return a request's fields as the processes that sample for it are to have them: with its scope.
 

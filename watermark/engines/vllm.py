@@ -7,9 +7,9 @@ harm elsewhere::
     vllm serve MODEL --logits-processors watermark.engines.vllm:GreenListProcessor
 
 Installing Taggant announces `GreenListProcessor` to vLLM (entry point group ``vllm.logits_processors``), and
-`guard` (group ``vllm.general_plugins``). What is marked, and how, is the operator's configuration
-(`watermark.serving.ServingConfig`), which each of the server's processes reads for itself; a request holds no
-key. The hook lies before temperature, top-k and top-p in both runners, hence `before_temperature`.
+`watermark.engines.vllm_guard.guard` (group ``vllm.general_plugins``). What is marked, and how, is the
+operator's configuration (`watermark.serving.ServingConfig`), which each of the server's processes reads for
+itself; a request holds no key. The hook lies before temperature, top-k and top-p in both runners, hence `before_temperature`.
 
 Written against vLLM 0.32, whose names are cited where something depends on them.
 """
@@ -20,15 +20,14 @@ import functools
 import logging
 import os
 import weakref
-from collections.abc import Sequence
 from http import HTTPStatus
-from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from watermark import self_test
+from watermark.engines import vllm_guard
 from watermark.errors import MissingExtraError, TaggantError, TokenizerError, UsageError
 from watermark.green_list import before_temperature
 from watermark.marker import Marker, RequestMark
@@ -50,12 +49,11 @@ except ImportError:  # A release without the V2 runner's interface.
         """Nothing."""
 
 
-__all__ = ["GreenListProcessor", "guard", "process_marker"]
+__all__ = ["GreenListProcessor", "process_marker"]
 
 log = logging.getLogger("taggant")
 
 _FLAG = "--logits-processors watermark.engines.vllm:GreenListProcessor"
-_PLUGINS = "vllm.general_plugins"
 
 
 @functools.cache
@@ -66,6 +64,10 @@ def process_marker() -> Marker:
         UsageError: the server is not configured, or wrongly.
         KeyringError: the key file is missing, unsafe or malformed, or no scope may mark.
     """
+    if not log.handlers:
+        # vLLM sets up the loggers of its own name alone, and an operator reads what it writes.
+        log.handlers, log.propagate = logging.getLogger("vllm").handlers, False
+        log.setLevel(logging.INFO)
     marker = Marker(ServingConfig.from_environment())
     marker.watch()
     return marker
@@ -107,10 +109,10 @@ class GreenListProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[
         marker = process_marker()
         fields = {name: value for name, value in (sampling_params.extra_args or {}).items() if name != SCOPE_FIELD}
         try:
-            _check_guarded()
+            marker.refuse_if(vllm_guard.missing(), status=503)
             request = marker.admit(fields, strength=before_temperature(sampling_params.temperature))
             if request.marked and marker.config.policy is Policy.REQUIRED:
-                _check_markable(sampling_params)
+                marker.refuse_if(_unmarkable(sampling_params))
         except RequestRefusedError as refused:
             raise _as_vllm_error(refused) from None
         if marker.config.policy is not Policy.OFF:
@@ -296,52 +298,6 @@ class _V2:
         self.requests.self_test(self.states.vocab_size)
 
 
-def guard() -> None:
-    """Make vLLM refuse to start where it would leave the processor out without a word (a general plugin of vLLM).
-
-    With speculative decoding, the V1 runner does not load processors that were announced by entry point, and
-    warns of something else (`vllm.v1.sample.logits_processor.build_logitsprocs`); answers would be unmarked.
-    """
-    import sys
-
-    from vllm.v1.sample import logits_processor as module
-
-    global _guarded
-    _guarded = True
-    build = module.build_logitsprocs
-    if getattr(build, "of_taggant", False):
-        return
-
-    @functools.wraps(build)
-    def guarded(
-        vllm_config: Any,
-        device: Any,
-        is_pin_memory: bool,
-        is_pooling_model: bool,
-        custom_logitsprocs: Sequence[Any] = (),
-    ) -> Any:
-        if (
-            vllm_config.speculative_config
-            and not is_pooling_model
-            and ServingConfig.from_environment().policy is not Policy.OFF
-        ):
-            raise UsageError(
-                "speculative decoding with vLLM's V1 model runner leaves logits processors out, and answers would be "
-                "served unmarked: use the V2 runner (a GPU with Triton; VLLM_USE_V2_MODEL_RUNNER=1), leave "
-                "--speculative-config out, or set TAGGANT_POLICY=off"
-            )
-        return build(vllm_config, device, is_pin_memory, is_pooling_model, custom_logitsprocs)
-
-    guarded.of_taggant = True  # type: ignore[attr-defined]
-    module.build_logitsprocs = guarded
-    runner = sys.modules.get("vllm.v1.worker.gpu_model_runner")
-    if runner is not None:  # Imported before this plugin was loaded, and it has the name for itself.
-        runner.build_logitsprocs = guarded  # type: ignore[attr-defined]
-
-
-#: Whether `guard` has run in this process.
-_guarded = False
-
 #: The processor in use of each vLLM configuration, by its `id`; a processor keeps its configuration alive.
 _in_use: dict[int, weakref.ref[GreenListProcessor]] = {}
 
@@ -378,48 +334,21 @@ def _as_vllm_error(refused: RequestRefusedError) -> Exception:
     return graceful(str(refused), HTTPStatus(refused.status))  # type: ignore[no-any-return]
 
 
-def _check_markable(sampling_params: Any) -> None:
-    """Refuse requests whose answers a logits processor cannot mark.
-
-    Raises:
-        RequestRefusedError: beam search, or the replay of a trace.
-    """
-    # Beam search asks the engine for one token of each beam at a time, by the log-probabilities from before the
-    # processors; this is how it asks (`vllm/entrypoints/generate/beam_search`), and nobody else can over HTTP,
-    # where every request has detokenize.
+def _unmarkable(sampling_params: Any) -> str | None:
+    """Return why a logits processor cannot mark a request's answer, or None."""
+    # Beam search asks the engine for one token of each beam at a time, and chooses by the log-probabilities from
+    # before the processors. This is how it asks (`vllm/entrypoints/generate/beam_search`), and nobody else can over
+    # HTTP, where every request has detokenize.
     if (
         sampling_params.max_tokens == 1
         and sampling_params.logprobs
         and not sampling_params.detokenize
         and not getattr(sampling_params, "watermarking", False)
     ):
-        raise RequestRefusedError(
-            "beam search cannot be marked, and this server's answers must be: leave use_beam_search out"
-        )
+        return "beam search cannot be marked, and this server's answers must be: leave use_beam_search out"
     if getattr(sampling_params, "trace_decode_token_ids", None):
-        raise RequestRefusedError(
-            "the replay of a trace cannot be marked, and this server's answers must be: leave trace_decode_token_ids "
-            "out"
-        )
-
-
-@functools.cache
-def _announced() -> bool:
-    return any(point.value.endswith(":guard") and "watermark" in point.value for point in entry_points(group=_PLUGINS))
-
-
-def _check_guarded() -> None:
-    """Refuse to serve where `guard` is announced and an allow-list keeps vLLM from loading it.
-
-    Raises:
-        RequestRefusedError: as said.
-    """
-    allowed = os.environ.get("VLLM_PLUGINS")
-    if not _guarded and allowed is not None and _announced() and process_marker().config.policy is Policy.REQUIRED:
-        raise RequestRefusedError(
-            "VLLM_PLUGINS leaves taggant out, so that nothing checks that answers are marked: add taggant to it",
-            status=503,
-        )
+        return "a trace that is replayed cannot be marked, and this server's answers must be: leave it out"
+    return None
 
 
 def _check_server(vllm_config: Any, marker: Marker, *, v2: bool) -> None:
