@@ -9,7 +9,8 @@ harm elsewhere::
 Installing Taggant announces `GreenListProcessor` to vLLM (entry point group ``vllm.logits_processors``), and
 `watermark.engines.vllm_guard.guard` (group ``vllm.general_plugins``). What is marked, and how, is the
 operator's configuration (`watermark.serving.ServingConfig`), which each of the server's processes reads for
-itself; a request holds no key. The hook lies before temperature, top-k and top-p in both runners, hence `before_temperature`.
+itself; a request holds no key. The hook lies before temperature, top-k and top-p in both runners, hence
+`before_temperature`.
 
 Written against vLLM 0.32, whose names are cited where something depends on them.
 """
