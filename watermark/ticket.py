@@ -41,6 +41,7 @@ __all__ = [
     "ACCOUNT_FIELD",
     "MARK_FIELD",
     "PREFIX",
+    "SCOPE_FIELD",
     "TICKET_FIELD",
     "RequestRefusedError",
     "Ticket",
@@ -57,6 +58,9 @@ PREFIX: Final = "taggant_"
 TICKET_FIELD: Final = "taggant_ticket"
 ACCOUNT_FIELD: Final = "taggant_account"
 MARK_FIELD: Final = "taggant_mark"
+#: Said by the process that admitted a request to those that sample for it, which may not all have seen the same
+#: key file yet, and must mark alike. Never taken from outside.
+SCOPE_FIELD: Final = "taggant_scope"
 
 #: Seconds that a ticket is good for, either way.
 _LIFETIME: Final = 300.0

@@ -22,9 +22,7 @@ def digest(api_key: str) -> str:
 
 def test_the_file_is_read_as_it_is_described(tmp_path: Path) -> None:
     path = tmp_path / "accounts"
-    path.write_text(
-        f"# callers\n\n{digest(KEY)} alice\n  {digest(OTHER)}\tbob   off  \r\n{digest('x')} Zoë-é off\n"
-    )
+    path.write_text(f"# callers\n\n{digest(KEY)} alice\n  {digest(OTHER)}\tbob   off  \r\n{digest('x')} Zoë-é off\n")
     callers = AccountMap.load(path)
     assert callers.caller(KEY) == Ticket(account="alice", mark=True)
     assert callers.caller(OTHER) == Ticket(account="bob", mark=False)
@@ -116,7 +114,7 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         max_size=6,
     )
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_added_is_found(tmp_path: Path, callers: dict[str, tuple[str, bool]]) -> None:
     path = tmp_path / "accounts"
     path.write_text("# none yet")

@@ -116,9 +116,7 @@ def test_a_clients_own_word_is_refused(serve: Serve, fields: dict[str, object], 
 
 def test_a_ticket_of_another_process_needs_its_key_file(serve: Serve, tmp_path: Path) -> None:
     create_ingress_key(tmp_path / "ingress")
-    fields: dict[str, object] = {
-        TICKET_FIELD: sign_ticket(Ticket(account="a"), read_ingress_key(tmp_path / "ingress"))
-    }
+    fields: dict[str, object] = {TICKET_FIELD: sign_ticket(Ticket(account="a"), read_ingress_key(tmp_path / "ingress"))}
     assert refusal(serve(), fields).status == 403
     assert serve(ingress=IngressConfig(key=tmp_path / "ingress")).admit(fields).account == "a"
     with pytest.raises(KeyringError, match="cannot read the ingress key"):
@@ -322,9 +320,7 @@ def test_threads_that_ask_while_the_file_changes_get_one_green_list_a_scope(serv
     marker = serve()
     add(key_file, "second")
     found: list[RequestMark] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(marker.admit(ticket(scope="second")))) for _ in range(8)
-    ]
+    threads = [threading.Thread(target=lambda: found.append(marker.admit(ticket(scope="second")))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -387,7 +383,9 @@ def expected_row(scope: ScopeKeys, response: list[int], request: RequestMark, lo
 
 
 ids = st.lists(st.integers(0, VOCABULARY - 1), max_size=6)
-rows = st.tuples(ids, st.sampled_from(["first", "second", "off"]), st.sampled_from([None, "a", "zoë"]), st.sampled_from([1.0, 1.5]))
+rows = st.tuples(
+    ids, st.sampled_from(["first", "second", "off"]), st.sampled_from([None, "a", "zoë"]), st.sampled_from([1.0, 1.5])
+)
 
 
 @given(st.lists(rows, min_size=1, max_size=8), st.integers(0, 2**31))

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from watermark.errors import KeyringError, UsageError
@@ -34,6 +34,7 @@ scopes = st.none() | st.from_regex(r"[a-z0-9._-]{1,64}", fullmatch=True)
 tickets = st.builds(Ticket, account=accounts, mark=st.booleans(), scope=scopes)
 
 
+@settings(deadline=None)
 @given(tickets, st.floats(0, 1e11))
 def test_a_ticket_comes_back_as_it_was_signed(ticket: Ticket, now: float) -> None:
     text = sign_ticket(ticket, KEY, now=now)
@@ -60,6 +61,7 @@ def test_a_ticket_without_a_scope_is_of_an_earlier_ingress() -> None:
     assert open_ticket(f"{body}.x", None, now=5) == Ticket(account="a")
 
 
+@settings(deadline=None)
 @given(st.data(), tickets)
 def test_a_changed_ticket_is_refused(data: st.DataObject, ticket: Ticket) -> None:
     text = sign_ticket(ticket, KEY, now=0.0)
@@ -158,7 +160,9 @@ def test_an_ingress_key_file(tmp_path: Path) -> None:
 
 def test_a_process_has_one_key_and_another_has_another() -> None:
     assert process_key() is process_key()
-    code = "from watermark.ticket import process_key as key; print(key().reveal() == key().reveal(), key().reveal().hex())"
+    code = (
+        "from watermark.ticket import process_key as key; print(key().reveal() == key().reveal(), key().reveal().hex())"
+    )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     same, drawn = ran.stdout.split()
     assert same == "True"

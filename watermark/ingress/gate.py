@@ -26,7 +26,10 @@ log = logging.getLogger("taggant")
 _RETRY: Final = 60.0
 _PATIENCE: Final = 300.0
 
-_SWITCH = "self_test = false under [ingress] switches this test off"
+#: A tail beyond which two answers of conclusive length are enough to say that the server does not mark.
+_HOPELESS: Final = 0.05
+
+_SWITCH: Final = "self_test = false under [ingress] switches this test off"
 _REMEDY: Final = (
     "Check that the server loaded the plug-in (its log names it), that server and ingress have the same key file, and "
     "that no speculative decoding goes round it (taggant's page on the server lists what does)"
@@ -122,6 +125,8 @@ class Gate:
             ids, text = await self._answer(scope, shape, number, model, fields)
             responses.append(ids if ids is not None else await asyncio.to_thread(self._ids, mark, text))
             evidence = await asyncio.to_thread(evidence_of, mark.green_list, responses)
+            if number and evidence.conclusive and evidence.p > _HOPELESS:
+                break
             if evidence.passed:
                 log.info("self-test passed: %d of %d pairs green, p = %.1e", evidence.green, evidence.pairs, evidence.p)
                 return None
