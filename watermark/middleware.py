@@ -291,7 +291,7 @@ class TaggantMiddleware:
         """Clean the body, and decide how it is marked."""
         policy = self.config.policy
         if self._trusted:
-            caller = read_plain_fields(plain_fields(body, shape))
+            caller = read_plain_fields(plain_fields(body, shape, self._injection))
         self.counts.stripped.update(stripped := strip_marking(body, own_only=policy is Policy.OFF))
         if self._strips_logprobs:
             self.counts.stripped.update(more := strip_logprobs(body))

@@ -478,6 +478,24 @@ def test_plain_fields_are_believed_and_carried_on(build: Build) -> None:
     assert seen(middleware)["vllm_xargs"] == {"taggant_mark": "on"}
 
 
+@pytest.mark.parametrize(
+    ("injection", "path", "body"),
+    [
+        ("context", "/v1/completions", lambda fields: fields),
+        ("sglang", "/v1/completions", lambda fields: {"custom_params": fields}),
+        ("vllm", "/inference/v1/generate", lambda fields: {"sampling_params": {"max_tokens": 3, "extra_args": fields}}),
+    ],
+)
+def test_plain_fields_stay_where_the_adapter_reads_them(
+    build: Build, injection: str, path: str, body: Callable[[Any], dict[str, Any]]
+) -> None:
+    middleware = build(SmallServer(None), fields=FieldTrust.PLAIN, injection=injection)
+    fields = {"taggant_account": "carol", "taggant_mark": "off"}
+    assert ask(middleware, path, body({**fields, "taggant_else": 1})).status_code == 200
+    got = seen(middleware)
+    assert body(fields).items() <= got.items()
+
+
 @pytest.mark.parametrize("policy", [Policy.REQUIRED, Policy.OPTIONAL])
 def test_without_an_active_scope(build: Build, key_file: Path, tmp_path: Path, policy: Policy) -> None:
     middleware = build(policy=policy, ledger=True)

@@ -150,6 +150,8 @@ class Reply:
         if not more:
             events.append(self._events.rest())
         passed = b"".join([self._event(event) for event in events])
+        if not more:
+            self.finish()  # Whoever has seen the end of an answer finds it in the ledger.
         if passed or not more:
             await self._send({**message, "body": passed})
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from watermark.ingress.route import Shape
-from watermark.ticket import ACCOUNT_FIELD, MARK_FIELD, RequestRefusedError
+from watermark.ticket import ACCOUNT_FIELD, MARK_FIELD, TICKET_FIELD, RequestRefusedError
 
 __all__ = [
     "Injection",
@@ -167,37 +167,52 @@ def ask_for_ids(body: Body, shape: Shape) -> bool:
     return True
 
 
-def plain_fields(body: Body, shape: Shape) -> dict[str, object]:
+def plain_fields(body: Body, shape: Shape, injection: Injection) -> dict[str, object]:
     """Return the plain fields of a request that came from where clients are not (`FieldTrust.PLAIN`)."""
-    where = _table(body, "sampling_params").get("extra_args") if shape is Shape.TOKENS else body.get("vllm_xargs")
-    fields = where if isinstance(where, dict) else {}
+    fields = next(iter(_homes(body, shape, injection)), {})
     return {name: fields[name] for name in (ACCOUNT_FIELD, MARK_FIELD) if name in fields}
 
 
 def inject(
     body: Body, shape: Shape, fields: Mapping[str, object], *, injection: Injection, logit_processor: str | None = None
 ) -> None:
-    """Put the ingress's word into the body.
+    """Put the ingress's word into the body, where the engine's adapter looks for it.
 
     Raises:
         RequestRefusedError: what should hold it holds something else.
     """
     if injection is Injection.CONTEXT:
+        # A ticket is in the context; plain fields are where they were.
+        body.update((name, value) for name, value in fields.items() if name != TICKET_FIELD)
         return
     if injection is Injection.SGLANG:
         if logit_processor is not None:
             body["custom_logit_processor"] = logit_processor
         if shape is Shape.SGLANG and body.get("sampling_params") is None:
             body["sampling_params"] = {}
-        for target in _samplings(body) if shape is Shape.SGLANG else [body]:
-            target["custom_params"] = {**_table(target, "custom_params"), **fields}
+    for home in _homes(body, shape, injection):
+        home.update(fields)
+
+
+def _homes(body: Body, shape: Shape, injection: Injection) -> list[Body]:
+    """Return the tables from which an engine's adapter reads a request's fields, made where there are none.
+
+    Raises:
+        RequestRefusedError: something else is in their place.
+    """
+    if injection is Injection.CONTEXT:
+        return [body]
+    if injection is Injection.SGLANG:
+        owners, name = (_samplings(body) if shape is Shape.SGLANG else [body]), "custom_params"
     elif shape is Shape.TOKENS:
-        sampling = body.get("sampling_params")
-        if not isinstance(sampling, dict):
+        owners, name = _samplings(body), "extra_args"
+        if not isinstance(body.get("sampling_params"), dict):
             raise RequestRefusedError("sampling_params: expected an object")
-        sampling["extra_args"] = {**_table(sampling, "extra_args"), **fields}
     else:
-        body["vllm_xargs"] = {**_table(body, "vllm_xargs"), **fields}
+        owners, name = [body], "vllm_xargs"
+    for owner in owners:
+        owner[name] = _table(owner, name)
+    return [owner[name] for owner in owners]
 
 
 def sampling_of(body: Body) -> dict[str, float]:
