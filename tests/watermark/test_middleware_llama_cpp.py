@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import json
 import sqlite3
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,7 +96,11 @@ def ask(app: Any, path: str, key: str, body: dict[str, Any]) -> Any:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://s") as client:
             return await client.post(path, json=body, headers={"authorization": f"Bearer {key}"}, timeout=300)
 
-    return asyncio.run(asked())
+    answer = asyncio.run(asked())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The server leaves a stream open.
+        gc.collect()
+    return answer
 
 
 def rows(middleware: TaggantMiddleware, folder: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from watermark.ingress.route import Shape
 
-__all__ = ["Answer", "Choice", "hide_ids", "holds_logprobs", "scrub_logprobs"]
+__all__ = ["Answer", "Choice", "hide_ids", "holds_logprobs", "scrub_logprobs", "without_ids"]
 
 Payload = dict[str, Any]
 
@@ -24,6 +24,7 @@ _PROBABILITIES: Final = re.compile(r"(?:\w*logprobs?\w*|completion_probabilities
 _FOUND: Final = re.compile(
     rb'"(?:\w*logprobs?\w*|completion_probabilities|sampling_mask|hidden_states)"\s*:\s*(?!null|\[\s*\])'
 )
+_IDS: Final = re.compile(rb'("(?:prompt_)?token_ids":)\[[0-9,]*\]')
 
 
 @dataclass(slots=True)
@@ -150,22 +151,32 @@ class Answer:
             choice.finish = str(finish.get("type"))
 
 
-def hide_ids(payload: Payload) -> bool:
+def hide_ids(payload: Payload) -> tuple[bool, int]:
     """Take the ids that the client had not asked for out of an answer or event of vLLM's.
 
     Returns:
-        Whether vLLM would have sent the event at all: of some tokens (of a tool call's frame) it sends nothing but ids.
+        Whether vLLM would have sent the event at all (of some tokens, those of a tool call's frame, it sends nothing
+        but ids), and how many lists were taken out.
     """
-    # Null and not gone: that is what it sends where nobody asks.
-    if "prompt_token_ids" in payload:
-        payload["prompt_token_ids"] = None
+    hidden = 0
     wanted = not payload.get("choices")
-    for said in _objects(payload.get("choices")):
+    for said in (payload, *_objects(payload.get("choices"))):
         for name in ("token_ids", "prompt_token_ids"):
-            if name in said:
-                said[name] = None
+            if said.get(name) is not None:
+                said[name] = None  # And not gone: null is what it sends where nobody asks.
+                hidden += 1
+    for said in _objects(payload.get("choices")):
         wanted |= said.get("delta") != {} or said.get("finish_reason") is not None or bool(said.get("logprobs"))
-    return wanted
+    return wanted, hidden
+
+
+def without_ids(data: bytes, hidden: int) -> bytes | None:
+    """Return an answer's bytes without the *hidden* lists of ids, the others as they are; None if they aren't found.
+
+    A text that looks like one is not touched: quotes inside of JSON's strings are escaped.
+    """
+    rest, found = _IDS.subn(rb"\1null", data)
+    return rest if found == hidden else None
 
 
 def holds_logprobs(data: bytes) -> bool:

@@ -22,6 +22,8 @@ class EventSplitter:
     def feed(self, data: bytes) -> list[bytes]:
         """Return the events that *data* completes, their blank line included."""
         pending = self._pending
+        if not pending and data.endswith(b"\n\n") and data.find(b"\n\n") == len(data) - 2 and b"\r" not in data:
+            return [data]  # One event, as nearly every server writes them.
         pending += data
         events = []
         start = 0
@@ -51,8 +53,8 @@ def data_of(event: bytes) -> bytes | None:
     >>> data_of(b"event: delta\r\ndata: {\r\ndata:}\r\n\r\n")
     b'{\n}'
     """
-    if event.startswith(b"data: ") and event.count(b"\n") == 2 and event.endswith(b"\n\n") and b"\r" not in event:
-        return event[6:-2]  # What nearly every event of nearly every server looks like.
+    if _is_plain(event):
+        return event[6:-2]
     lines = [line[5:].removeprefix(b" ") for line in _LINE.split(event) if _is_data(line)]
     return b"\n".join(lines) if lines else None
 
@@ -63,6 +65,8 @@ def with_data(event: bytes, data: bytes) -> bytes:
     >>> with_data(b"event: delta\ndata: 1\n\n", b"2")
     b'event: delta\ndata: 2\n\n'
     """
+    if _is_plain(event):
+        return b"data: %b\n\n" % data
     pieces = _LINE.split(event)  # Lines and their ends by turns, since the pattern is a group.
     parts: list[bytes] = []
     written = False
@@ -73,6 +77,11 @@ def with_data(event: bytes, data: bytes) -> bytes:
             parts += (b"data: ", data, end)
             written = True
     return b"".join(parts)
+
+
+def _is_plain(event: bytes) -> bool:
+    """Say whether an event is one line of data, as nearly every server writes them."""
+    return event.startswith(b"data: ") and event.endswith(b"\n\n") and event.count(b"\n") == 2 and b"\r" not in event
 
 
 def _is_data(line: bytes) -> bool:

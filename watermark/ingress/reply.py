@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from watermark.errors import LedgerError
-from watermark.ingress.answer import Answer, hide_ids, holds_logprobs, scrub_logprobs
+from watermark.ingress.answer import Answer, hide_ids, holds_logprobs, scrub_logprobs, without_ids
 from watermark.ingress.counts import IngressCounts
 from watermark.ingress.event_stream import EventSplitter, data_of, with_data
 from watermark.ingress.wire import Message, Send
@@ -22,6 +22,7 @@ __all__ = ["Reply"]
 
 log = logging.getLogger("taggant")
 
+_COMPACT: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _UNREADABLE: Final = "the server's answer is in no form that can be recorded"
 
 
@@ -167,11 +168,12 @@ class Reply:
         if self._ledger is not None:
             self._answer.take(payload)
         changed = self._scrub and holds_logprobs(data) and scrub_logprobs(payload)
+        hidden = 0
         if self._hide_ids and b"token_ids" in data:
-            if not hide_ids(payload):
+            wanted, hidden = hide_ids(payload)
+            if not wanted:
                 return b""
-            changed = True
-        return with_data(event, _written(payload)) if changed else event
+        return with_data(event, _shown(data, payload, hidden, changed=changed)) if changed or hidden else event
 
     def _read(self, body: bytes) -> bytes | None:
         """Take in a whole answer, and return what the client is to see of it; None if that is nothing."""
@@ -181,16 +183,15 @@ class Reply:
         answers = payload if isinstance(payload, list) else [payload]
         if not all(isinstance(one, dict) for one in answers):
             return None if self._strict and self._ledger is not None else body
-        changed = False
+        changed, hidden = False, 0
         for number, one in enumerate(answers):
             if self._ledger is not None:
                 # SGLang answers several prompts with an array.
                 self._answer.take({"index": number, **one} if isinstance(payload, list) else one)
             changed |= self._scrub and scrub_logprobs(one)
             if self._hide_ids:
-                hide_ids(one)
-                changed = True
-        return _written(payload) if changed else body
+                hidden += hide_ids(one)[1]
+        return _shown(body, payload, hidden, changed=changed) if changed or hidden else body
 
     def _record(self) -> None:
         if self._ledger is None or self._served is None:
@@ -208,8 +209,12 @@ def _json(data: bytes) -> Any:
         return None
 
 
-def _written(payload: object) -> bytes:
+def _shown(data: bytes, payload: object, hidden: int, *, changed: bool) -> bytes:
+    """Return an answer's bytes without what was taken out of it: where only ids were, all others are the server's."""
+    rest = None if changed else without_ids(data, hidden)
+    if rest is not None:
+        return rest
     try:
-        return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
+        return _COMPACT(payload).encode()
     except UnicodeEncodeError:  # Half a surrogate pair, which only an escape can write.
         return json.dumps(payload, separators=(",", ":")).encode()
