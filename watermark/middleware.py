@@ -333,8 +333,9 @@ class TaggantMiddleware:
 
     def _served(self, body: dict[str, Any], shape: Shape, mark: RequestMark) -> Served:
         from watermark.ingress.record import Served
-        from watermark.ledger_record import timestamp
+        from watermark.ledger_record import Retention, timestamp
 
+        assert self._ledger is not None  # noqa: S101
         reason = mark.reason
         if mark.marked and self.config.shadow:
             reason = "shadow"
@@ -351,6 +352,7 @@ class TaggantMiddleware:
             sampling=sampling_of(body),
             min_entropy=self.config.min_entropy,
             prompt=prompt_of(body, shape),
+            keeps_text=self._ledger.retention in (Retention.text, Retention.both),
             prompt_ids=ids if isinstance(ids, list) and all(type(one) is int for one in ids) else None,
         )
 

@@ -747,6 +747,25 @@ def test_names_that_a_ledger_does_not_hold_do_not_cost_the_record(build: Build, 
     assert (row["model"], row["response"].decode()) == ("unknown", "x?")
 
 
+@pytest.mark.parametrize(
+    "body", [{"prompt": "é?"}, {"messages": [{"role": "user", "content": "é", "a": 1}, {"role": "user"}]}]
+)
+def test_prompts_that_are_not_kept_have_the_same_digest(build: Build, tmp_path: Path, body: dict[str, Any]) -> None:
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    for retention in ("both", "ids"):
+        middleware = build(ledger=True, retention=retention)
+        ask(middleware, path, body)
+        middleware.close()
+    kept, digest = rows(middleware, tmp_path)
+    assert kept["prompt"] is not None
+    assert (digest["prompt"], digest["response"]) == (None, None)
+    names = {"token_ids", "prompt_token_ids", "response", "prompt_messages" if "messages" in body else "prompt"}
+    for row in (kept, digest):
+        assert json.loads(row["digests"]).keys() == names
+    [name] = [name for name in names if name.startswith("prompt") and name != "prompt_token_ids"]
+    assert json.loads(kept["digests"])[name] == json.loads(digest["digests"])[name]
+
+
 def test_what_cannot_be_recorded_is_not_served_under_required(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     middleware = build(ledger=True)
     assert middleware._ledger is not None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Final
 
 from watermark.errors import InputError, printable
@@ -17,6 +19,9 @@ __all__ = ["Served", "records"]
 
 #: The end of a choice that the server did not end: the client hung up, or the server failed.
 ABORTED: Final = "aborted"
+
+#: The form of chat messages that `watermark.ledger_record` takes digests over.
+_COMPACT: Final = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +37,8 @@ class Served:
     min_entropy: float
     prompt: str | tuple[Mapping[str, Any], ...] | None
     prompt_ids: Sequence[int] | None
+    keeps_text: bool
+    """Whether the ledger keeps prompts; otherwise their digests wait in its queue, and not megabytes of pictures."""
 
 
 def records(answer: Answer, served: Served) -> Iterator[LedgerRecord]:
@@ -73,13 +80,22 @@ def _record(name: str, choice: Choice, answer: Answer, served: Served, ended: st
         "response": text if text or not choice.has_ids else None,
     }
     # What the ledger can't hold (half a surrogate pair, ids that are none) costs its digest, and not the record.
-    attempts: tuple[dict[str, Any], ...] = (
-        {"prompt_token_ids": choice.prompt_ids or served.prompt_ids, "prompt": prompt},
-        {},
-    )
-    for more in attempts:
+    for with_prompt in (True, False):
         try:
-            return LedgerRecord(**said, **more)
-        except InputError:
+            return LedgerRecord(**said, **(_of_prompt(choice, served) if with_prompt else {}))
+        except (InputError, UnicodeEncodeError):
             continue
     return LedgerRecord(**{**said, "token_ids": None, "response": text})
+
+
+def _of_prompt(choice: Choice, served: Served) -> dict[str, Any]:
+    """Return what the record says of the prompt.
+
+    Raises:
+        UnicodeEncodeError: it holds half a surrogate pair.
+    """
+    ids, prompt = choice.prompt_ids or served.prompt_ids, served.prompt
+    if served.keeps_text or prompt is None:
+        return {"prompt_token_ids": ids, "prompt": prompt}
+    name, text = ("prompt", prompt) if isinstance(prompt, str) else ("prompt_messages", _COMPACT.encode(prompt))
+    return {"prompt_token_ids": ids, "digests": {name: sha256(text.encode()).hexdigest()}}
