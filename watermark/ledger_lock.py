@@ -90,7 +90,9 @@ class AdvisoryLock:
     """
 
     def __init__(self, connection: sa.Connection, origin: str) -> None:
-        key = int.from_bytes(sha256(b"taggant/ledger\0" + origin.encode()).digest()[:8], "big", signed=True)
+        # One database may hold ledgers in several schemas.
+        named = f"taggant/ledger\0{connection.dialect.default_schema_name}\0{origin}"
+        key = int.from_bytes(sha256(named.encode()).digest()[:8], "big", signed=True)
         held = connection.execute(sa.select(sa.func.pg_try_advisory_lock(key))).scalar()
         connection.commit()
         if not held:

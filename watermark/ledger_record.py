@@ -86,7 +86,7 @@ def timestamp(moment: datetime | None = None) -> str:
     if moment is None:
         moment = datetime.now(UTC)
     if moment.tzinfo is None:
-        raise UsageError("a time of the ledger has a time zone, and this datetime has none: give it one")
+        raise UsageError("expected a time with a time zone, got a datetime with none: give it one")
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
