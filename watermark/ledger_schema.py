@@ -129,6 +129,10 @@ _MIGRATION_LOCK: Final = 0x7461_6767_616E_7401
 
 _BUSY_TIMEOUT_MS: Final = 10_000
 
+#: 32 MiB of write-ahead log between checkpoints, eight times SQLite's default: the index on ids is written at random
+#: places, and a place that is hit several times is then written once. Took a third off the time of a batch.
+_WAL_PAGES: Final = 8192
+
 
 def chosen_url(option: str | None) -> str:
     """Return the database that a command is for: its option, or the environment variable TAGGANT_LEDGER.
@@ -291,7 +295,8 @@ def _refuse_newer(found: str | None, config: Config, url: sa.URL) -> None:
 def _set_up_sqlite(connection: sqlite3.Connection, record: Any) -> None:
     # The driver begins no transaction of its own: `_begin_sqlite` does, and tables are made within one too.
     connection.isolation_level = None
-    for pragma in (f"busy_timeout = {_BUSY_TIMEOUT_MS}", "journal_mode = WAL", "synchronous = FULL"):
+    settings = ("journal_mode = WAL", "synchronous = FULL", f"wal_autocheckpoint = {_WAL_PAGES}")
+    for pragma in (f"busy_timeout = {_BUSY_TIMEOUT_MS}", *settings):
         connection.execute(f"PRAGMA {pragma}")
 
 
