@@ -999,7 +999,9 @@ def ledger_checkpoint(
 def ledger_prove(
     id: Annotated[str, typer.Argument(metavar="ID", help="Of the response.")],
     db: DatabaseOption = None,
-    origin: OriginOption = None,
+    origin: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of the log, where several have a response of this id.")
+    ] = None,
     index: Annotated[int | None, typer.Option(min=0, help="Of the leaf, where several responses have this id.")] = None,
     key: NoteKeyOption = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it here and not to standard output.")] = None,
@@ -1034,7 +1036,9 @@ def ledger_verify(
     ] = None,
     verifier: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY_OR_FILE", help="A log's verifier key, for checkpoints and proofs; several may be."),
+        typer.Option(
+            metavar="KEY_OR_FILE", help="A log's verifier key, for checkpoints and proofs; may be given several times."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:

@@ -96,6 +96,7 @@ class Ledger:
         self.origin = origin
         self.retention = retention
         self.capacity = capacity
+        self._half_full = (capacity + 1) // 2
         self._engine = engine
         self._flush_interval = flush_interval
         self._heartbeat = heartbeat
@@ -291,7 +292,7 @@ class Ledger:
         self._accepted += 1
         if self._file_lock is not None:
             self._file_lock.count(self._accepted)
-        if len(self._pending) == 1:
+        if len(self._pending) in (1, self._half_full):
             self._work.notify()
 
     def _missing(self, count: int) -> str:
@@ -317,8 +318,10 @@ class Ledger:
         with self._lock:
             self._work.wait_for(lambda: self._pending or self._closing, self._heartbeat)
             if self._pending and not self._closing:
-                # Nothing ends this early but closing: however many come, they are one transaction.
-                self._work.wait_for(lambda: self._closing, self._flush_interval)
+                # However many come, they are one transaction; a queue that is half full need not wait.
+                self._work.wait_for(
+                    lambda: self._closing or len(self._pending) >= self._half_full, self._flush_interval
+                )
             taken, self._pending = self._pending, deque()
             return taken, self._closing
 

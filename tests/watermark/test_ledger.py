@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import stat
 import subprocess
@@ -479,6 +480,44 @@ def test_a_forked_process_opens_its_own(tmp_path: Path) -> None:
     out, _ = process.communicate(timeout=60)
     assert (out, process.returncode) == ("LedgerError\n", 0)
     assert [row["id"] for row in stored(str(tmp_path / "ledger.db"))] == ["r1"]
+
+
+def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
+    url = str(tmp_path / "ledger.db")
+    code = "import os, signal\npid = os.fork()\nif pid == 0:\n    time.sleep(60)\n"
+    code += "print(pid, flush=True)\nledger.append(record(0))\nledger.flush()\nos.kill(os.getpid(), signal.SIGKILL)"
+    with child(code, url) as process:
+        assert process.stdout is not None
+        orphan = int(process.stdout.readline())
+        process.wait()
+        try:
+            write(url, range(1, 2))
+        finally:
+            os.kill(orphan, signal.SIGKILL)
+    assert [gap.missing for gap in verified(url).gaps] == [0]
+
+
+def test_a_count_from_before_a_restart_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from watermark import ledger_lock
+
+    url = str(tmp_path / "ledger.db")
+    crash = "ledger._flush_interval = 60\nledger.append(record(0))\nimport os; os._exit(1)"
+    child(crash, url, returns=1)
+    monkeypatch.setattr(ledger_lock, "_boot", lambda: bytes(range(16)))
+    write(url, range(1, 2))
+    (gap,) = verified(url).gaps
+    assert not gap.accepted_exact
+    assert "or more of its responses are missing" in gap.sentence()
+
+
+def test_a_small_queue_does_not_wait_for_the_interval(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with Ledger.open(tmp_path / "ledger.db", origin=ORIGIN, capacity=20, flush_interval=5) as ledger:
+        for number in range(400):
+            ledger.append(record(number), timeout=4)
+        took = time.monotonic() - started
+    assert took < 20
+    assert verified(str(tmp_path / "ledger.db")).responses == 400
 
 
 def test_the_file_is_its_owner_s_alone(tmp_path: Path) -> None:
