@@ -7,10 +7,11 @@ Taggant puts the leaf itself into the proof's ``extra`` line, so that the file c
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from watermark.errors import VerificationError, printable
 from watermark.merkle import leaf_hash, verify_inclusion
@@ -54,6 +55,15 @@ class Checkpoint:
         return cls.parse(open_note(note, verifiers))
 
     @classmethod
+    def parse_unverified(cls, note: str) -> Checkpoint:
+        """Return what a signed checkpoint says, signatures unread: for one's own, which is shown.
+
+        Raises:
+            VerificationError: it is none.
+        """
+        return cls.parse(note.rpartition("\n\n")[0] + "\n")
+
+    @classmethod
     def parse(cls, text: str) -> Checkpoint:
         """Read a checkpoint's lines, unsigned.
 
@@ -90,6 +100,16 @@ class LogProof:
         """Return the proof as a tlog-proof."""
         extra = [] if self.leaf is None else [f"extra {base64_text(self.leaf)}"]
         return "\n".join([_FIRST_LINE, *extra, f"index {self.index}", *map(base64_text, self.path), "", self.note])
+
+    def to_json(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Return the proof as the commands print it; *checkpoint* is what its note says."""
+        return {
+            "index": self.index,
+            "origin": checkpoint.origin,
+            "size": checkpoint.size,
+            "root": checkpoint.root.hex(),
+            "leaf": None if self.leaf is None else json.loads(self.leaf),
+        }
 
     @classmethod
     def parse(cls, text: str) -> LogProof:

@@ -47,9 +47,12 @@ from watermark.ledger_lock import AdvisoryLock, FileLock
 
 __all__ = ["Ledger", "LedgerStatus"]
 
-#: Records that are prepared before the thread pauses to let others run: half a millisecond's work.
-_SLICE: Final = 16
+#: The writer works for so long before it pauses for others, who would otherwise get the interpreter after 5 ms.
+_SLICE_S: Final = 0.5e-3
 _PAUSE_S: Final = 50e-6
+
+#: The queue's share from which on the writer pauses no more: where it is that far behind, keeping up comes first.
+_BEHIND: Final = 0.25
 
 #: The queue's share beyond which no more requests should be admitted: the rest is for those being answered.
 _HIGH_WATER: Final = 0.9
@@ -93,6 +96,7 @@ class Ledger:
         self.origin = origin
         self.retention = retention
         self.capacity = capacity
+        self._half_full = (capacity + 1) // 2
         self._engine = engine
         self._flush_interval = flush_interval
         self._heartbeat = heartbeat
@@ -288,7 +292,7 @@ class Ledger:
         self._accepted += 1
         if self._file_lock is not None:
             self._file_lock.count(self._accepted)
-        if len(self._pending) == 1:
+        if len(self._pending) in (1, self._half_full):
             self._work.notify()
 
     def _missing(self, count: int) -> str:
@@ -301,10 +305,7 @@ class Ledger:
         try:
             while True:
                 taken, closing = self._gather()
-                entries = self._prepared(taken)
-                if closing:
-                    entries.append(self._end())
-                if not self._persist(entries, len(taken), closing=closing):
+                if not self._persist(self._rows_of(taken, closing=closing), len(taken), closing=closing):
                     return
                 if closing and not self._pending:
                     return
@@ -317,37 +318,29 @@ class Ledger:
         with self._lock:
             self._work.wait_for(lambda: self._pending or self._closing, self._heartbeat)
             if self._pending and not self._closing:
-                # Nothing ends this early but closing: however many come, they are one transaction.
-                self._work.wait_for(lambda: self._closing, self._flush_interval)
+                # However many come, they are one transaction; a queue that is half full need not wait.
+                self._work.wait_for(
+                    lambda: self._closing or len(self._pending) >= self._half_full, self._flush_interval
+                )
             taken, self._pending = self._pending, deque()
             return taken, self._closing
 
-    def _prepared(self, records: Iterable[LedgerRecord]) -> list[ledger_entry.Entry]:
-        entries = []
-        for number, record in enumerate(records, 1):
-            entries.append(ledger_entry.response(record, self.retention))
-            self._yield(number)
-        return entries
-
-    def _yield(self, number: int) -> None:
-        """Let other threads have the interpreter now, who would otherwise get it after 5 ms."""
-        if not number % _SLICE and not self._closing:
-            time.sleep(_PAUSE_S)
-
-    def _end(self) -> ledger_entry.Entry:
-        return ledger_entry.event(
-            Kind.closed,
-            session=self._session,
-            time=timestamp(),
-            details={"accepted": self._accepted, "written": self._accepted},
-        )
-
-    def _persist(self, entries: list[ledger_entry.Entry], responses: int, *, closing: bool) -> bool:
-        """Write the entries, however often it takes; return whether they are written."""
+    def _rows_of(self, records: Iterable[LedgerRecord], *, closing: bool) -> ledger_entry.Rows:
         rows = ledger_entry.Rows(self._log_id, Frontier(self._frontier.size, self._frontier.to_bytes()))
-        for number, entry in enumerate(entries, 1):
-            rows.add(entry)
-            self._yield(number)
+        until = time.perf_counter() + _SLICE_S
+        for record in records:
+            rows.add(ledger_entry.response(record, self.retention))
+            if time.perf_counter() > until:
+                if not closing and len(self._pending) < _BEHIND * self.capacity:
+                    time.sleep(_PAUSE_S)
+                until = time.perf_counter() + _SLICE_S
+        if closing:
+            details = {"accepted": self._accepted, "written": self._accepted}
+            rows.add(ledger_entry.event(Kind.closed, session=self._session, time=timestamp(), details=details))
+        return rows
+
+    def _persist(self, rows: ledger_entry.Rows, responses: int, *, closing: bool) -> bool:
+        """Write the rows, however often it takes; return whether they are written."""
         pause = _FIRST_RETRY_S
         while True:
             try:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from dataclasses import asdict, dataclass
+from typing import Any, Final, NoReturn
 
+from watermark import __version__
 from watermark.errors import InputError, printable
-from watermark.ledger_record import LedgerRecord
+from watermark.ledger import Ledger
+from watermark.ledger_record import LedgerRecord, Retention
 
-if TYPE_CHECKING:
-    from watermark.ledger import Ledger
-
-__all__ = ["AppendedLines", "append_lines"]
+__all__ = ["AppendedLines", "append_file", "append_lines"]
 
 #: How many malformed lines are kept with what is wrong with them.
 _MAX_PROBLEMS: Final = 20
@@ -31,6 +31,29 @@ class AppendedLines:
     malformed: int
     problems: tuple[str, ...]
     """What was wrong with the first malformed lines, each with its number."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``ledger append --json`` prints."""
+        return {"schema": "taggant/ledger-append/1", "version": __version__, **asdict(self)}
+
+
+def append_file(url: str, path: str, *, origin: str, retention: Retention | str = Retention.ids) -> AppendedLines:
+    """Open a log and append the records of a JSON Lines file, or of standard input for ``-``.
+
+    Raises:
+        InputError: the file cannot be read.
+        LedgerError: the log cannot be opened, or takes no more.
+    """
+    try:
+        file = sys.stdin.buffer if path == "-" else open(path, "rb")
+    except OSError as error:
+        raise InputError(f"{printable(path)}: cannot be read: {error.strerror}") from None
+    try:
+        with Ledger.open(url, origin=origin, retention=retention) as ledger:
+            return append_lines(ledger, file)
+    finally:
+        if file is not sys.stdin.buffer:
+            file.close()
 
 
 def append_lines(ledger: Ledger, lines: Iterable[bytes]) -> AppendedLines:

@@ -8,7 +8,8 @@ latter case). Behind both stands a fence: a batch is only written while the log'
 (`watermark.ledger`), so that a writer that lost its lock without noticing cannot write over its successor.
 
 `FileLock` also counts what was accepted in a page of memory that is the file's: it outlives a killed process, and the
-gap that the next writer records says exactly how many responses are missing.
+gap that the next writer records says exactly how many responses are missing. After a restart of the machine the page
+may be an old one, so it names the boot that it was written in, and then the count is not believed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import mmap
 import os
 import struct
 import sys
+import weakref
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -27,9 +29,10 @@ from watermark.errors import LedgerError, printable
 
 __all__ = ["AdvisoryLock", "FileLock", "LogHeldError"]
 
-#: A session's id as 16 bytes, and how many responses it accepted.
-_COUNTER: Final = struct.Struct("<16sQ")
+#: A session's id and the machine's boot as 16 bytes each, and how many responses the session accepted.
+_COUNTER: Final = struct.Struct("<16s16sQ")
 _COUNT: Final = struct.Struct("<Q")
+_COUNT_AT: Final = _COUNTER.size - _COUNT.size
 
 
 class LogHeldError(LedgerError):
@@ -66,25 +69,51 @@ class FileLock:
         if os.fstat(self._file).st_size < _COUNTER.size:
             os.ftruncate(self._file, _COUNTER.size)
         self._page = mmap.mmap(self._file, _COUNTER.size)
+        _HELD.add(self)
 
     def accepted(self, session: str) -> int | None:
-        """Return how many responses a session accepted, or None if the count is another session's."""
-        held, count = _COUNTER.unpack_from(self._page)
-        return int(count) if held == bytes.fromhex(session) else None
+        """Return how many responses a session accepted, or None if that is not known exactly."""
+        held, boot, count = _COUNTER.unpack_from(self._page)
+        known = held == bytes.fromhex(session) and boot == _boot() != bytes(16)
+        return int(count) if known else None
 
     def begin(self, session: str) -> None:
         """Count for a session, from 0."""
-        _COUNTER.pack_into(self._page, 0, bytes.fromhex(session), 0)
+        _COUNTER.pack_into(self._page, 0, bytes.fromhex(session), _boot(), 0)
 
     def count(self, accepted: int) -> None:
         """Note how many responses the session has accepted by now."""
-        _COUNT.pack_into(self._page, 16, accepted)
+        _COUNT.pack_into(self._page, _COUNT_AT, accepted)
 
     def release(self) -> None:
         """Let go. Nothing happens the second time."""
         if not self._page.closed:
             self._page.close()
             os.close(self._file)
+            _HELD.discard(self)
+
+
+#: Of this process. A forked child would keep them held after its parent's end, so it lets go of its copies.
+_HELD: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    for lock in list(_HELD):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+def _boot() -> bytes:
+    """Return what names the machine's boot, 16 bytes; zeros where the system has no such name."""
+    try:
+        return bytes.fromhex(
+            Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip().replace("-", "")
+        )
+    except (OSError, ValueError):
+        return bytes(16)
 
 
 class AdvisoryLock:
@@ -95,7 +124,9 @@ class AdvisoryLock:
     """
 
     def __init__(self, connection: sa.Connection, origin: str) -> None:
-        key = int.from_bytes(sha256(b"taggant/ledger\0" + origin.encode()).digest()[:8], "big", signed=True)
+        # One database may hold ledgers in several schemas.
+        named = f"taggant/ledger\0{connection.dialect.default_schema_name}\0{origin}"
+        key = int.from_bytes(sha256(named.encode()).digest()[:8], "big", signed=True)
         held = connection.execute(sa.select(sa.func.pg_try_advisory_lock(key))).scalar()
         connection.commit()
         if not held:

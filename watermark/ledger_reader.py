@@ -179,7 +179,11 @@ class LedgerReader:
 
     def checkpoints(self, log: Log) -> tuple[StoredCheckpoint, ...]:
         """Return the checkpoints of a log that were signed, the smallest first."""
-        query = sa.select(CHECKPOINTS).where(CHECKPOINTS.c.log_id == log.id).order_by(CHECKPOINTS.c.size)
+        query = (
+            sa.select(CHECKPOINTS)
+            .where(CHECKPOINTS.c.log_id == log.id)
+            .order_by(CHECKPOINTS.c.size, CHECKPOINTS.c.signed)
+        )
         return tuple(
             StoredCheckpoint(note=row["note"], verifier=NoteVerifier.parse(row["verifier"]), signed=row["signed"])
             for row in self.fetch(query)
@@ -250,25 +254,22 @@ class LedgerReader:
             )
         row, log = found[0], logs[found[0]["log_id"]]
         if signer is not None:
-            self.sign(signer, origin=log.origin)
-        covering = [
-            (stored, head)
-            for stored in self.checkpoints(log)
-            if (head := Checkpoint.open(stored.note, [stored.verifier])).size > row["leaf_index"]
-        ]
-        if not covering:
-            raise UsageError(
-                f"{self.name}: no checkpoint covers leaf {row['leaf_index']} of {printable(log.origin)}: sign one "
-                "(--key FILE, or taggant ledger checkpoint)"
-            )
-        stored, head = covering[-1]
-        # The head may have grown since: the tree is read as of the checkpoint's size.
-        tree = self.tree(self.log(log.origin))
-        proof = LogProof(
-            index=row["leaf_index"],
-            path=tuple(tree.inclusion(row["leaf_index"], head.size)),
-            note=stored.note,
-            leaf=leaf_of(row),
-        )
-        proof.verify([stored.verifier])
+            note, verifier = self.sign(signer, origin=log.origin), signer.verifier()
+        else:
+            covering = [
+                stored
+                for stored in self.checkpoints(log)
+                if Checkpoint.open(stored.note, [stored.verifier]).size > row["leaf_index"]
+            ]
+            if not covering:
+                raise UsageError(
+                    f"{self.name}: no checkpoint covers leaf {row['leaf_index']} of {printable(log.origin)}: sign one "
+                    "(--key FILE, or taggant ledger checkpoint)"
+                )
+            note, verifier = covering[-1].note, covering[-1].verifier
+        size = Checkpoint.open(note, [verifier]).size
+        # The head may have grown since it was signed: the tree is read as of the checkpoint's size.
+        path = self.tree(self.log(log.origin)).inclusion(row["leaf_index"], size)
+        proof = LogProof(index=row["leaf_index"], path=tuple(path), note=note, leaf=leaf_of(row))
+        proof.verify([verifier])
         return proof

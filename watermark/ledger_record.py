@@ -86,7 +86,7 @@ def timestamp(moment: datetime | None = None) -> str:
     if moment is None:
         moment = datetime.now(UTC)
     if moment.tzinfo is None:
-        raise UsageError("a time of the ledger has a time zone, and this datetime has none: give it one")
+        raise UsageError("expected a time with a time zone, got a datetime with none: give it one")
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
@@ -244,7 +244,6 @@ _FIELDS: Final = frozenset({item.name for item in fields(LedgerRecord) if item.i
 
 
 def leaf_bytes(
-    *,
     kind: str,
     id: str,
     started: str,
@@ -264,19 +263,17 @@ def leaf_bytes(
 
     It is put together by hand, since rfc8785 takes 60 microseconds for what takes 5 here: names are sorted already,
     strings need no escapes but JSON's own, *parameters* and *digests* are canonical already, and numbers are only
-    there. A test compares the two.
+    there. A test compares the two. The order of the arguments is that of a row, so that a row can be handed over.
     """
     text = encode_basestring
-
-    def maybe(value: str | None) -> str:
-        return "null" if value is None else text(value)
-
     said = "null" if marked is None else ("true" if marked else "false")
     return (
-        f'{{"account":{maybe(account)},"digests":{digests},"ended":{text(ended)},"fingerprint":{maybe(fingerprint)},'
-        f'"id":{text(id)},"kind":{text(kind)},"marked":{said},"model":{maybe(model)},"nonce":"{nonce.hex()}",'
-        f'"parameters":{parameters},"reason":{maybe(reason)},"schema":"{SCHEMA}","scheme":{maybe(scheme)},'
-        f'"scope":{maybe(scope)},"started":{text(started)}}}'
+        f'{{"account":{"null" if account is None else text(account)},"digests":{digests},"ended":{text(ended)},'
+        f'"fingerprint":{"null" if fingerprint is None else text(fingerprint)},"id":{text(id)},"kind":{text(kind)},'
+        f'"marked":{said},"model":{"null" if model is None else text(model)},"nonce":"{nonce.hex()}",'
+        f'"parameters":{parameters},"reason":{"null" if reason is None else text(reason)},"schema":"{SCHEMA}",'
+        f'"scheme":{"null" if scheme is None else text(scheme)},"scope":{"null" if scope is None else text(scope)},'
+        f'"started":{text(started)}}}'
     ).encode()
 
 

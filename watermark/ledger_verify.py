@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any, Final
 
@@ -54,6 +54,14 @@ class Gap:
     accepted_exact: bool
     """Whether that is exact (SQLite); else it is what the last batch or heartbeat knew, and more may be missing."""
 
+    def sentence(self) -> str:
+        """Say the gap in a sentence."""
+        count = f"{self.missing:,}" if self.accepted_exact else f"{self.missing:,} or more"
+        return (
+            f"{printable(self.origin)}: gap: a session did not end; {count} of its responses are missing, served after "
+            f"{self.seen} and before {self.found}"
+        )
+
     @property
     def missing(self) -> int:
         """How many responses are known to be missing."""
@@ -74,6 +82,19 @@ class VerifiedLog:
     """When the session began that is still open, of a writer that lives or has crashed since; None if there is none."""
     checkpoints: int
     """How many signed heads, stored or given, the leaves were checked against."""
+
+    def sentence(self) -> str:
+        """Say in a sentence what was checked."""
+        opened = f"; a session is open since {self.open_since}" if self.open_since else ""
+        return (
+            f"{printable(self.origin)}: {self.size:,} leaves verified: {self.responses:,} responses, {self.sessions:,} "
+            f"sessions, {len(self.gaps):,} gaps, {self.checkpoints:,} checkpoints{opened}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the log as ``ledger verify --json`` prints it."""
+        gaps = [{**asdict(gap), "missing": gap.missing} for gap in self.gaps]
+        return {**asdict(self), "root": self.root.hex(), "gaps": gaps}
 
 
 def gap_of(origin: str, row: Mapping[str, Any]) -> Gap:

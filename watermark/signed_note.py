@@ -109,6 +109,19 @@ class NoteVerifier:
             )
         return verifier
 
+    @classmethod
+    def load(cls, given: str) -> NoteVerifier:
+        """Read a verifier key from a file of that name, if there is one, or else from the text itself.
+
+        Raises:
+            KeyringError: it is none.
+        """
+        try:
+            path = Path(given)
+            return cls.parse(path.read_text(encoding="utf-8") if path.is_file() else given)
+        except (OSError, ValueError):
+            raise KeyringError(f"verifier key {printable(given, 80)!r}: cannot be read") from None
+
     def verify(self, text: str, signature: bytes) -> None:
         """Check an Ed25519 signature (RFC 8032) of *text*.
 
