@@ -239,14 +239,28 @@ class V1Batch:
         self.batch.add_request(request.state)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.fixture
+def on_device(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A place that is not the host for the processor, and is for torch."""
+    from watermark.device import requests
+
+    made = requests.DeviceRequests
+    monkeypatch.setattr(
+        requests, "DeviceRequests", lambda marker, *, device, **sizes: made(marker, device="cpu", **sizes)
+    )
+    return SimpleNamespace(type="elsewhere")
+
+
+@pytest.mark.parametrize("place", ["host", "device"])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
 def test_each_row_of_the_v1_batch_is_as_specified_after_whatever_happens_to_the_batch(
-    configured: Configured, tokenizer: Path, data: st.DataObject, seed: int
+    configured: Configured, tokenizer: Path, on_device: Any, place: str, data: st.DataObject, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
     scope = process_marker().green_list.scope
-    batch = V1Batch(GreenListProcessor(server(tokenizer), torch.device("cpu"), False))
+    device = torch.device("cpu") if place == "host" else on_device
+    batch = V1Batch(GreenListProcessor(server(tokenizer), device, False))
     preempted: list[Request] = []
     number = 0
     for _ in range(data.draw(st.integers(1, 12))):
@@ -266,6 +280,9 @@ def test_each_row_of_the_v1_batch_is_as_specified_after_whatever_happens_to_the_
                 preempted.append(request)
         swaps = data.draw(st.lists(st.tuples(st.integers(0, SLOTS - 1), st.integers(0, SLOTS - 1)), max_size=2))
         batch.step(gone, come, swaps, random)
+    if place == "device":  # No slot is lost.
+        runner = batch.processor._runner
+        assert len(runner._free_slots) == 2 * SLOTS - batch.batch.num_reqs
 
 
 class V2Slots:
