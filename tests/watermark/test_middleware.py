@@ -36,7 +36,15 @@ from watermark.keys import Params  # noqa: E402
 from watermark.life_cycle import activate, add_scope, retire, update_key_file  # noqa: E402
 from watermark.middleware import TaggantMiddleware  # noqa: E402
 from watermark.serving import FieldTrust, IngressConfig, LedgerConfig, Policy, ServingConfig  # noqa: E402
-from watermark.ticket import TICKET_FIELD, Ticket, open_ticket, process_key, sign_ticket  # noqa: E402
+from watermark.ticket import (  # noqa: E402
+    TICKET_FIELD,
+    Ticket,
+    create_ingress_key,
+    open_ticket,
+    process_key,
+    read_ingress_key,
+    sign_ticket,
+)
 
 ALICE = "sk-alice-0123456789abcdef"
 EVAL = "sk-evaluation-0123456789"
@@ -156,6 +164,17 @@ def test_the_api_key_becomes_a_signed_ticket(build: Build) -> None:
     assert ask(middleware, key=EVAL).status_code == 200
     ticket = open_ticket(seen(middleware)["vllm_xargs"][TICKET_FIELD], process_key())
     assert ticket == Ticket(account="evaluation", mark=False)
+
+
+def test_an_ingress_on_another_host_shares_a_key_file(build: Build, tmp_path: Path) -> None:
+    create_ingress_key(tmp_path / "ingress-key")
+    shared = IngressConfig(key=tmp_path / "ingress-key", self_test=False)
+    middleware = build(ingress=shared)
+    assert ask(middleware).status_code == 200
+    ticket = seen(middleware)["vllm_xargs"][TICKET_FIELD]
+    assert open_ticket(ticket, read_ingress_key(tmp_path / "ingress-key")) == Ticket(scope="first")
+    alone = build(SmallServer(middleware.config), ingress=IngressConfig(self_test=False))
+    assert ask(alone).status_code == 403  # The server does not take the word of an ingress without the key.
 
 
 @pytest.mark.parametrize(
