@@ -1,6 +1,7 @@
 """The `taggant` command: parses, calls one function, prints. No logic.
 
-Exit codes: 0 ran, 1 internal, 2 usage, 3 malformed input, 4 key problem, 130 interrupted. A verdict
+Exit codes: 0 ran, 1 internal, 2 usage, 3 malformed input, 4 key problem, 5 verification
+failed, 7 unfinished, 130 interrupted. A verdict
 changes the code only with ``--exit-code``.
 """
 
@@ -47,6 +48,16 @@ study = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(study, name="study")
+accounts = typer.Typer(
+    help="Who calls a server: the file that maps API keys to accounts.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(accounts, name="accounts")
+ledger = typer.Typer(
+    help="What was served, to which account, under which key: append, publish, prove, verify, export.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(ledger, name="ledger")
 
 
 class TableFormat(StrEnum):
@@ -55,6 +66,15 @@ class TableFormat(StrEnum):
     text = "text"
     latex = "latex"
     csv = "csv"
+
+
+class Retention(StrEnum):
+    """What `watermark.ledger_record.Retention` is, which brings NumPy with it: too slow for `--help`."""
+
+    ids = "ids"
+    text = "text"
+    both = "both"
+    digest = "digest"
 
 
 class Prompts(StrEnum):
@@ -155,6 +175,22 @@ ReferenceModelOption = Annotated[
         help="Compute a reference by letting this model read the outputs: the suspect's public base, a clean twin, "
         "or the unmarked teacher (extra hf); may be given several times.",
     ),
+]
+
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--db",
+        metavar="FILE_OR_URL",
+        help="The ledger: a SQLite file, or postgresql://USER@HOST/DATABASE. [default: the environment variable "
+        "TAGGANT_LEDGER, where a URL may hold a password]",
+    ),
+]
+OriginOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of the log. [default: the only one in the ledger]")
+]
+NoteKeyOption = Annotated[
+    Path | None, typer.Option("--key", metavar="FILE", help="Sign the log's head now, with this key.")
 ]
 
 
@@ -337,6 +373,50 @@ def keys_derive(
     derived = derive(Keyring.load(keyring), scope or ())
     derived.write(out)
     typer.echo(f"{out}: {', '.join(one.name for one in derived.scopes)}; no root is in it")
+
+
+@keys.command("ingress")
+def keys_ingress(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The key file to create.")],
+) -> None:
+    """Create the key that an ingress on another host shares with its server; copy the file to both."""
+    from watermark.ticket import create_ingress_key
+
+    create_ingress_key(out)
+    typer.echo(f"{out}: name it as key under [ingress], at the ingress and at the server")
+
+
+@accounts.command("add")
+def accounts_add(
+    account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="Account id that the API key stands for.")],
+    accounts_map: Annotated[
+        Path, typer.Option("--map", metavar="FILE", help="File of accounts; made if there is none.")
+    ],
+    off: Annotated[bool, typer.Option("--off", help="Serve this caller unmarked.")] = False,
+) -> None:
+    """Add a caller. The API key is read from standard input, and only its SHA-256 is kept."""
+    from watermark.accounts import add_account
+
+    add_account(accounts_map, account, _api_key(), mark=not off)
+    typer.echo(f"{accounts_map}: {account}{', unmarked' if off else ''}. A server takes it up by itself")
+
+
+@accounts.command("list")
+def accounts_list(
+    accounts_map: Annotated[Path, typer.Option("--map", metavar="FILE", help="File of accounts.")],
+) -> None:
+    """List the accounts, with the beginning of each API key's SHA-256."""
+    from watermark.accounts import AccountMap
+
+    for digest, ticket in AccountMap.load(accounts_map).callers.items():
+        typer.echo(f"{digest[:12]}…  {ticket.account}{'' if ticket.mark else '  off'}")
+
+
+def _api_key() -> str:
+    """Return an API key from standard input: not from the arguments, which other users of the host can read."""
+    if sys.stdin.isatty():
+        return str(typer.prompt("API key", hide_input=True))
+    return sys.stdin.readline().rstrip("\r\n")
 
 
 @app.command()
@@ -987,6 +1067,173 @@ def study_table(
         typer.echo(f"plot: {write_study_plots(measured, plot, reference=reference)}", err=True)
 
 
+@ledger.command("create-key")
+def ledger_create_key(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The private key's file to create.")],
+    name: Annotated[str, typer.Option(metavar="ORIGIN", help="The log's origin, e.g. host-a.example/ledger.")],
+) -> None:
+    """Create the key that signs a log's heads, readable by you alone, and print the one that verifies them."""
+    from watermark.signed_note import create_note_key
+
+    typer.echo(create_note_key(out, name=name).verifier())
+
+
+@ledger.command("append")
+def ledger_append(
+    input: Annotated[str, typer.Argument(metavar="INPUT", help="JSON Lines of records; - for standard input.")],
+    origin: Annotated[str, typer.Option(metavar="NAME", help="Of the log, made if it is not there.")],
+    db: DatabaseOption = None,
+    retention: Annotated[
+        Retention, typer.Option(help="What is kept of prompts and responses beside their digests.")
+    ] = Retention.ids,
+    max_malformed: MaxMalformedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Append responses that an engine without our middleware served. Malformed lines are passed over and counted."""
+    from watermark.ledger_lines import append_file
+    from watermark.ledger_schema import chosen_url
+
+    done = append_file(chosen_url(db), input, origin=origin, retention=retention.value)
+    if json:
+        _print_json(done.to_json())
+    else:
+        typer.echo(f"{done.read:,} lines read: {done.appended:,} appended, {done.malformed:,} malformed")
+    for problem in done.problems:
+        typer.echo(f"malformed: {problem}", err=True)
+    if done.malformed > max_malformed:
+        raise typer.Exit(3)
+
+
+@ledger.command("checkpoint")
+def ledger_checkpoint(
+    key: Annotated[Path, typer.Option(metavar="FILE", help="The log's private key (taggant ledger create-key).")],
+    db: DatabaseOption = None,
+    origin: OriginOption = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it here and not to standard output.")] = None,
+) -> None:
+    """Sign a log's head: publish what it prints, and nothing below that size can be changed unseen."""
+    from watermark.ledger_reader import LedgerReader
+    from watermark.ledger_schema import chosen_url
+    from watermark.signed_note import NoteSigner
+
+    with LedgerReader.open(chosen_url(db)) as reader:
+        note = reader.sign(NoteSigner.load(key), origin=origin)
+    _write_text(note, out, what="the checkpoint")
+
+
+@ledger.command("prove")
+def ledger_prove(
+    id: Annotated[str, typer.Argument(metavar="ID", help="Of the response.")],
+    db: DatabaseOption = None,
+    origin: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of the log, where several have a response of this id.")
+    ] = None,
+    index: Annotated[int | None, typer.Option(min=0, help="Of the leaf, where several responses have this id.")] = None,
+    key: NoteKeyOption = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it here and not to standard output.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Prove that a response is in the log: a C2SP tlog-proof with its leaf, under the latest checkpoint."""
+    from watermark.checkpoint import Checkpoint
+    from watermark.ledger_reader import LedgerReader
+    from watermark.ledger_schema import chosen_url
+    from watermark.signed_note import NoteSigner
+
+    with LedgerReader.open(chosen_url(db)) as reader:
+        signer = None if key is None else NoteSigner.load(key)
+        proof = reader.prove(id, origin=origin, index=index, signer=signer)
+    if json:
+        checkpoint = Checkpoint.parse_unverified(proof.note)
+        _print_json({"schema": "taggant/ledger-prove/1", "proof": proof.text(), **proof.to_json(checkpoint)})
+    if not json or out is not None:
+        _write_text(proof.text(), out, what="the proof")
+
+
+@ledger.command("verify")
+def ledger_verify(
+    db: DatabaseOption = None,
+    origin: Annotated[str | None, typer.Option(metavar="NAME", help="Of one log. [default: all]")] = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A checkpoint that was published; may be given several times."),
+    ] = None,
+    proof: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Check this proof, offline, and no ledger.")
+    ] = None,
+    verifier: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY_OR_FILE", help="A log's verifier key, for checkpoints and proofs; may be given several times."
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Check every entry against its leaf, the leaves against the tree, and the tree against what was signed."""
+    from watermark.checkpoint import LogProof
+    from watermark.signed_note import NoteVerifier
+
+    verifiers = [NoteVerifier.load(given) for given in verifier or []]
+    if proof is not None:
+        read = LogProof.parse(_read_text(proof))
+        _print_json({"schema": "taggant/ledger-proof/1", **read.to_json(read.verify(verifiers))})
+        return
+    from watermark.ledger_reader import LedgerReader
+    from watermark.ledger_schema import chosen_url
+    from watermark.ledger_verify import verify_ledger
+
+    published = [_read_text(path) for path in checkpoint or []]
+    with LedgerReader.open(chosen_url(db)) as reader:
+        logs = verify_ledger(reader, origin=origin, published=published, verifiers=verifiers)
+    if json:
+        _print_json({"schema": "taggant/ledger-verify/1", "logs": [log.to_json() for log in logs]})
+        return
+    for log in logs:
+        typer.echo(log.sentence())
+        for gap in log.gaps:
+            typer.echo(gap.sentence())
+
+
+@ledger.command("export")
+def ledger_export(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="A .parquet (needs pyarrow) or .jsonl file.")],
+    db: DatabaseOption = None,
+    origin: Annotated[str | None, typer.Option(metavar="NAME", help="Of one log. [default: all]")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Responses that started then or later: a date, or RFC 3339.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="Responses that started before.")] = None,
+    account: Annotated[str | None, typer.Option(metavar="ID", help="To this account.")] = None,
+    scope: Annotated[str | None, typer.Option(metavar="NAME", help="Under this scope.")] = None,
+    marked: Annotated[
+        bool | None, typer.Option("--marked/--unmarked", help="Only marked responses, or only others.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Write responses in the order of their start, for `detect text`, and with --marked for `detect model --served`."""
+    from watermark.ledger_export import Filter, export_ledger, instant
+    from watermark.ledger_reader import LedgerReader
+    from watermark.ledger_schema import chosen_url
+
+    chosen = Filter(
+        origin=origin,
+        since=None if since is None else instant(since),
+        until=None if until is None else instant(until),
+        account=account,
+        scope=scope,
+        marked=marked,
+    )
+    with LedgerReader.open(chosen_url(db)) as reader:
+        summary = export_ledger(reader, out, chosen=chosen)
+    if json:
+        _print_json(summary.to_json())
+        return
+    typer.echo(f"{out}: {summary.responses:,} responses", err=True)
+    for gap in summary.gaps:
+        typer.echo(gap.sentence(), err=True)
+    for name, seen in summary.open_sessions:
+        typer.echo(f"{name}: a writer has it open, or crashed with it open; last seen {seen}", err=True)
+
+
 def _marks(keyrings: list[Path] | None, names: list[str] | None, others: list[str] | None) -> list[tuple[Mark, bool]]:
     """Return the keys to test as marks, each with whether it is published."""
     from detect.mark import GreenListMark
@@ -1092,6 +1339,26 @@ def _corpus(
     return read_corpus(
         reader, tokenizer, window=window, retokenize=retokenize, every_prompt=every_prompt, progress=shown
     )
+
+
+def _read_text(path: Path) -> str:
+    from watermark.errors import InputError, printable
+
+    try:
+        return path.read_bytes().decode()
+    except OSError as error:
+        raise InputError(f"{printable(path)}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{printable(path)}: expected UTF-8") from None
+
+
+def _write_text(text: str, out: Path | None, *, what: str) -> None:
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    from watermark.whole_file import write_whole
+
+    typer.echo(f"{write_whole(out, text, what=what)}: {what}", err=True)
 
 
 def _print_json(value: Any) -> None:

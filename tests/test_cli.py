@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import hashlib
 import inspect
 import io
 import json
@@ -687,6 +688,53 @@ def test_a_key_is_made_offline_and_shown_without_its_secret(
     assert (scope["scope"], scope["state"], len(scope["commitments"])) == ("default", "active", 65)
     assert scope["fingerprint"] in listed.out
     assert scope["fingerprint"] in made.out
+
+
+def test_callers_are_added_by_a_key_that_no_argument_holds(run: Run, tmp_path: Path) -> None:
+    path, key = str(tmp_path / "accounts"), b"sk-0123456789abcdef"
+    added = run("accounts", "add", "--map", path, "alice", stdin=key + b"\r\n")
+    assert (added.code, added.out) == (0, f"{path}: alice. A server takes it up by itself\n")
+    added = run("accounts", "add", "--map", path, "evaluation", "--off", stdin=b"sk-fedcba9876543210")
+    assert added.out == f"{path}: evaluation, unmarked. A server takes it up by itself\n"
+    listed = run("accounts", "list", "--map", path).out
+    digest = hashlib.sha256(key).hexdigest()
+    assert listed.splitlines()[0] == f"{digest[:12]}…  alice"
+    assert listed.splitlines()[1].endswith("…  evaluation  off")
+    twice = run("accounts", "add", "--map", path, "bob", stdin=key)
+    assert twice.code == 2
+    assert "this API key is there already" in twice.complaint
+    for stdin, account in ((b"", "bob"), (b"short", "bob"), (b"sk-0000000000000000", "two words")):
+        assert run("accounts", "add", "--map", path, account, stdin=stdin).code == 2
+    assert key.decode() not in Path(path).read_text() + listed + twice.err
+    assert run("accounts", "list", "--map", str(tmp_path / "none")).code == 2
+
+
+def test_an_api_key_typed_in_a_terminal_is_not_shown(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return True
+
+    asked: list[dict[str, Any]] = []
+
+    def prompt(text: str, **options: Any) -> str:
+        asked.append(options)
+        return "sk-typed-0123456789"
+
+    monkeypatch.setattr(typer, "prompt", prompt)
+    monkeypatch.setattr(io, "TextIOWrapper", Terminal)
+    assert run("accounts", "add", "--map", str(tmp_path / "accounts"), "alice").code == 0
+    assert asked == [{"hide_input": True}]
+
+
+def test_an_ingress_key_is_made_once(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "ingress-key"
+    made = run("keys", "ingress", "--out", str(path))
+    assert made.code == 0
+    assert "taggant_sk1_" not in made.out
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    again = run("keys", "ingress", "--out", str(path))
+    assert again.code == 4
+    assert "never overwritten" in again.complaint
 
 
 def test_a_saved_name_of_a_special_token_joins_the_scope(run: Run, tmp_path: Path) -> None:

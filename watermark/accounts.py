@@ -11,8 +11,10 @@ key, only digests; API keys are long and random, so that a plain digest can't be
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +22,9 @@ from watermark.errors import UsageError, printable
 from watermark.keys import account_bytes
 from watermark.ticket import Ticket
 
-__all__ = ["AccountMap", "add_account"]
+__all__ = ["AccountMap", "WatchedAccounts", "add_account"]
+
+log = logging.getLogger("taggant")
 
 _LINE = re.compile(r"([0-9a-f]{64})\s+(.+?)(?:\s+(off))?\s*")
 
@@ -31,6 +35,11 @@ class AccountMap:
 
     path: Path
     callers: dict[str, Ticket] = field(repr=False)
+    _accounts: frozenset[str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        named = frozenset(ticket.account for ticket in self.callers.values() if ticket.account is not None)
+        object.__setattr__(self, "_accounts", named)
 
     @classmethod
     def load(cls, path: Path) -> AccountMap:
@@ -71,7 +80,48 @@ class AccountMap:
 
     def accounts(self) -> frozenset[str]:
         """Return the accounts' ids."""
-        return frozenset(ticket.account for ticket in self.callers.values() if ticket.account is not None)
+        return self._accounts
+
+
+class WatchedAccounts:
+    """The account map of a running server: a changed file is taken up, and a bad one changes nothing.
+
+    Args:
+        path: the file.
+        interval: seconds between looks at it.
+
+    Raises:
+        UsageError: as `AccountMap.load`.
+    """
+
+    def __init__(self, path: Path, *, interval: float) -> None:
+        self.interval = interval
+        self._seen = _identity(path)
+        self._map = AccountMap.load(path)
+        self._looked = time.monotonic()
+
+    def __repr__(self) -> str:
+        return f"WatchedAccounts({str(self._map.path)!r})"
+
+    def caller(self, api_key: str) -> Ticket | None:
+        """Return what to say of whoever holds *api_key*; None if nobody here does."""
+        now = time.monotonic()
+        if now - self._looked >= self.interval:
+            self._looked = now
+            self._look()
+        return self._map.caller(api_key)
+
+    def _look(self) -> None:
+        identity = _identity(self._map.path)
+        if identity == self._seen:
+            return
+        self._seen = identity
+        try:
+            self._map = AccountMap.load(self._map.path)
+        except UsageError as error:
+            log.error("the accounts changed and were not taken up; the earlier ones stay in use: %s", error)
+        else:
+            log.info("the accounts changed: %d callers", len(self._map.callers))
 
 
 def add_account(path: Path, account: str, api_key: str, *, mark: bool = True) -> None:
@@ -89,12 +139,25 @@ def add_account(path: Path, account: str, api_key: str, *, mark: bool = True) ->
         raise UsageError(f"{printable(path)}: this API key is there already: delete its line first")
     line = f"{_digest(api_key)} {account}{'' if mark else ' off'}\n"
     try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(line)
+        with open(path, "a+b") as file:
+            file.seek(0, os.SEEK_END)
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    line = "\n" + line  # An editor left the last line without an end.
+            file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise UsageError(f"{printable(path)}: cannot write the accounts: {error.strerror}") from None
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _digest(api_key: str) -> str:

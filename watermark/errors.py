@@ -8,7 +8,9 @@
     │   └── MissingExtraError   2  an optional dependency is not installed
     ├── InputError              3  malformed input, with where it is
     │   └── ReferenceMismatchError 3  a reference that does not fit the suspect's text
-    └── KeyringError            4  a key file that is missing, unreadable, unsafe or wrong
+    ├── KeyringError            4  a key file that is missing, unreadable, unsafe or wrong
+    ├── VerificationError       5  a proof, signature or ledger that is not what it claims to be
+    └── LedgerError             7  a ledger that cannot be reached, written or kept up with
 
 The number is the exit code of the command line (docs/reference.md). A message says what, where, what
 was expected, what was found, and the next step; it never holds a secret or a raw control character.
@@ -19,11 +21,13 @@ from __future__ import annotations
 __all__ = [
     "InputError",
     "KeyringError",
+    "LedgerError",
     "MissingExtraError",
     "ReferenceMismatchError",
     "TaggantError",
     "TokenizerError",
     "UsageError",
+    "VerificationError",
     "printable",
 ]
 
@@ -62,6 +66,18 @@ class KeyringError(TaggantError):
     """Report a key file that is missing, unreadable, readable by others, or not what it says."""
 
     exit_code = 4
+
+
+class VerificationError(TaggantError):
+    """Report that a proof, a signature or a ledger is not what it claims to be."""
+
+    exit_code = 5
+
+
+class LedgerError(TaggantError):
+    """Report a ledger that cannot be reached, cannot be written, is written by another, or is full."""
+
+    exit_code = 7
 
 
 def printable(text: object, limit: int = 120) -> str:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from watermark.accounts import AccountMap
 from watermark.counts import Counts
-from watermark.errors import KeyringError, TaggantError, TokenizerError, UsageError
+from watermark.errors import KeyringError, TaggantError, TokenizerError, UsageError, printable
 from watermark.green_list import GreenList, Outcome
 from watermark.keyring import Keyring
 from watermark.keys import Secret
@@ -33,6 +33,7 @@ from watermark.ticket import (
     ACCOUNT_FIELD,
     MARK_FIELD,
     PREFIX,
+    SCOPE_FIELD,
     TICKET_FIELD,
     RequestRefusedError,
     Ticket,
@@ -88,6 +89,8 @@ class Marker:
         self.config = config
         self.counts = Counts()
         self._green_lists: dict[tuple[str, str], GreenList] = {}
+        self._by_name: dict[str, GreenList] = {}
+        self._lock = threading.Lock()
         self._current: GreenList | None = None
         self._latest: GreenList | None = None
         self._seen: tuple[int, int, int] | None = None
@@ -118,7 +121,8 @@ class Marker:
             fields: the request's extra fields (vLLM's ``extra_args``); those that begin with ``taggant_`` are ours.
             strength: factor on delta (`watermark.green_list.before_temperature`).
             verified: the request was admitted by another process of this server a moment ago; its ticket is not
-                checked again, and a scope that was retired meanwhile still marks it.
+                checked again, and it is marked under the scope that this process names in the field `SCOPE_FIELD`
+                (`decided_fields`), or under the current one, even if that was retired meanwhile.
 
         Raises:
             RequestRefusedError: a field is malformed, forged or unknown; no account where one is required; or no scope
@@ -129,6 +133,24 @@ class Marker:
         except RequestRefusedError:
             self.counts.requests[None, "refused"] += 1
             raise
+
+    def refuse_if(self, reason: str | None, *, status: int = 400) -> None:
+        """Refuse a request that the engine's adapter cannot mark, and count it; None as the reason lets it pass.
+
+        Raises:
+            RequestRefusedError: there is a reason.
+        """
+        if reason is not None:
+            self.counts.requests[None, "refused"] += 1
+            raise RequestRefusedError(reason, status=status)
+
+    def decided_fields(self, fields: Mapping[str, object] | None, request: RequestMark) -> dict[str, object]:
+        """Return a request's fields as the processes that sample for it are to have them: with its scope.
+
+        Where several processes sample for one request (tensor parallelism), each takes up a changed key file at
+        its own time; what decides is the one that admitted the request.
+        """
+        return {**(fields or {}), SCOPE_FIELD: request.scope or ""}
 
     def took_on(self, request: RequestMark) -> None:
         """Count a request that the engine has begun to answer (it may be admitted in two processes, and again)."""
@@ -142,7 +164,10 @@ class Marker:
             return RequestMark(account=ticket.account, reason="off")
         if self.config.require_account and ticket.account is None:
             raise RequestRefusedError("this server answers for known accounts only: send your API key", status=401)
-        current = self._current or (self._latest if verified else None)
+        if verified:
+            current = self._decided(fields.get(SCOPE_FIELD, ticket.scope))
+        else:
+            current = self._current if ticket.scope is None else self._asked_for(ticket.scope)
         if current is None:
             if self.config.policy is Policy.REQUIRED:
                 raise RequestRefusedError(
@@ -152,6 +177,33 @@ class Marker:
                 )
             return RequestMark(account=ticket.account, reason="no active scope")
         return RequestMark(green_list=current, account=ticket.account, strength=strength)
+
+    def _decided(self, name: object) -> GreenList | None:
+        """Return the green list that the process which admitted a request has named."""
+        if name == "":
+            return None
+        if name is not None:
+            named = self._named(name)
+            if named is not None:
+                return named
+            log.error("scope %s: marked under in another process, and not to be had here", printable(name))
+        return self._current or self._latest
+
+    def _asked_for(self, name: str) -> GreenList:
+        """Return the green list that a ticket names, so that what the ingress records is what marks."""
+        named = self._named(name)
+        if named is None:
+            raise RequestRefusedError(
+                f"scope {name}: the ingress marks under it, and this server's key file has no such active scope: give "
+                "both the same file",
+                status=503,
+            )
+        return named
+
+    def _named(self, name: object) -> GreenList | None:
+        if name not in self._by_name:
+            self._look()  # The other process has seen a change of the key file that this one has not.
+        return self._by_name.get(str(name))
 
     def bias(
         self,
@@ -200,15 +252,7 @@ class Marker:
 
     def refresh(self) -> None:
         """Look whether the key file has changed and take it up; write the metrics. A bad file changes nothing."""
-        if self.config.policy is not Policy.OFF and self._identity() != self._seen:
-            try:
-                self._take_up()
-            except TaggantError as error:
-                self._seen = self._identity()  # Said once, not at every look.
-                self.counts.reload_errors += 1
-                log.error("the key file changed and was not taken up; the earlier keys stay in use: %s", error)
-            else:
-                log.info("the key file changed: %r", self)
+        self._look()
         if self.config.metrics is not None:
             self.counts.write(self.config.metrics)
 
@@ -233,8 +277,25 @@ class Marker:
             except Exception:
                 log.exception("taggant: refresh failed; it is tried again")
 
+    def _look(self) -> None:
+        if self.config.policy is Policy.OFF or self._identity() == self._seen:
+            return
+        with self._lock:
+            if self._identity() == self._seen:
+                return
+            try:
+                self._take_up()
+            except TaggantError as error:
+                self._seen = self._identity()  # Said once, not at every look.
+                self.counts.reload_errors += 1
+                log.error("the key file changed and was not taken up; the earlier keys stay in use: %s", error)
+            else:
+                log.info("the key file changed: %r", self)
+
     def _ticket(self, fields: Mapping[str, object], verified: bool) -> Ticket:
         ours = {name: value for name, value in fields.items() if name.startswith(PREFIX)}
+        if verified:
+            ours.pop(SCOPE_FIELD, None)
         if not ours:
             return Ticket()
         unknown = sorted(ours.keys() - {TICKET_FIELD, ACCOUNT_FIELD, MARK_FIELD})
@@ -250,7 +311,7 @@ class Marker:
         if TICKET_FIELD in ours:
             raise RequestRefusedError(f'{TICKET_FIELD}: this server takes plain fields (fields = "plain")')
         ticket = read_plain_fields(ours)
-        known = self._accounts
+        known = None if verified else self._accounts
         if known is not None and ticket.account is not None and ticket.account not in known.accounts():
             raise RequestRefusedError(f"{ACCOUNT_FIELD}: no such account: add it to {known.path}")
         return ticket
@@ -273,7 +334,7 @@ class Marker:
             self._green_lists[identity] = GreenList(scope, min_entropy=self.config.min_entropy)
         if self._current is not None and self._current.scope.params.tokenizer != scope.params.tokenizer:
             raise TokenizerError(f"scope {scope.name} is for another tokenizer than {self._current.scope.name}")
-        self._current = self._latest = self._green_lists[identity]
+        self._current = self._latest = self._by_name[scope.name] = self._green_lists[identity]
         self._seen = seen
 
     def _identity(self) -> tuple[int, int, int] | None:

@@ -4,8 +4,12 @@ A client must not choose its account, nor switch its mark off; and what a server
 the client's own JSON. So the ingress, which knows the caller's API key, strips every field of ours from
 the request and puts in one of its own, a *ticket*::
 
-    taggant_ticket = base64url(JSON {"account": text or null, "mark": bool, "time": seconds}) "." base64url(tag)
+    taggant_ticket = base64url(JSON {"account": text or null, "mark": bool, "scope": text or null, "time": seconds})
+                     "." base64url(tag)
     tag            = the first 16 bytes of HMAC-SHA256(key, the part before the dot)
+
+The ingress names the scope, so that what it puts into the ledger is what marks, in the seconds too in which
+not every process has taken up a change of the key file.
 
 Where the ingress is the server's own middleware, both are one process and the key is 32 random bytes
 that never leave it (`process_key`). An ingress on another host shares a key file with the server. A
@@ -30,13 +34,14 @@ from pathlib import Path
 from typing import Final
 
 from watermark.errors import TaggantError, UsageError, printable
-from watermark.keys import Secret, account_bytes
+from watermark.keys import Secret, account_bytes, check_scope_name
 from watermark.secret_file import create_secret_file, read_secret_file
 
 __all__ = [
     "ACCOUNT_FIELD",
     "MARK_FIELD",
     "PREFIX",
+    "SCOPE_FIELD",
     "TICKET_FIELD",
     "RequestRefusedError",
     "Ticket",
@@ -53,6 +58,9 @@ PREFIX: Final = "taggant_"
 TICKET_FIELD: Final = "taggant_ticket"
 ACCOUNT_FIELD: Final = "taggant_account"
 MARK_FIELD: Final = "taggant_mark"
+#: Said by the process that admitted a request to those that sample for it, which may not all have seen the same
+#: key file yet, and must mark alike. Never taken from outside.
+SCOPE_FIELD: Final = "taggant_scope"
 
 #: Seconds that a ticket is good for, either way.
 _LIFETIME: Final = 300.0
@@ -74,10 +82,14 @@ class Ticket:
 
     account: str | None = None
     mark: bool = True
+    scope: str | None = None
+    """The scope that marks it; None: the one under which the server marks now."""
 
     def __post_init__(self) -> None:
         if self.account is not None:
             account_bytes(self.account)
+        if self.scope is not None:
+            check_scope_name(self.scope)
 
 
 @cache
@@ -106,7 +118,12 @@ def read_ingress_key(path: Path) -> Secret:
 
 def sign_ticket(ticket: Ticket, key: Secret, *, now: float | None = None) -> str:
     """Return the ticket's text. Does not hide the account: whoever sees a ticket can read it."""
-    said = {"account": ticket.account, "mark": ticket.mark, "time": round(time.time() if now is None else now, 3)}
+    said = {
+        "account": ticket.account,
+        "mark": ticket.mark,
+        "scope": ticket.scope,
+        "time": round(time.time() if now is None else now, 3),
+    }
     body = base64.urlsafe_b64encode(json.dumps(said).encode()).decode().rstrip("=")
     return f"{body}.{_tag(body, key)}"
 
@@ -136,7 +153,7 @@ def open_ticket(text: object, key: Secret | None, *, now: float | None = None) -
             f"{_LIFETIME:.0f} s: send the request anew, and set the clocks of ingress and server",
             status=403,
         )
-    return Ticket(account=said["account"], mark=said["mark"])
+    return Ticket(account=said["account"], mark=said["mark"], scope=said.get("scope"))
 
 
 def read_plain_fields(fields: Mapping[str, object]) -> Ticket:

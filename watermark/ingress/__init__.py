@@ -1,0 +1,1 @@
+"""What `watermark.middleware` is made of: routes, request bodies, answers, event streams, records, the self-test."""

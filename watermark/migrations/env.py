@@ -1,0 +1,16 @@
+"""Run by Alembic: brings the ledger's tables up to date on the connection that `watermark.ledger_schema` hands over."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from watermark.ledger_schema import METADATA, VERSION_TABLE
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=METADATA,
+    version_table=VERSION_TABLE,
+    # Autogeneration and `alembic check` look at the ledger's tables and at no others of the database.
+    include_name=lambda name, kind, _: kind != "table" or name in METADATA.tables,
+)
+context.run_migrations()
