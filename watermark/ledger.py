@@ -26,24 +26,21 @@ import contextlib
 import os
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from watermark.errors import LedgerError, UsageError, printable
-from watermark.ledger_record import Kind, LedgerRecord, Retention, timestamp
-from watermark.ledger_schema import LOGS, connect_engine, ledger_url, shown_url, upgrade
-from watermark.merkle import EMPTY_ROOT, Frontier
+from watermark.ledger_record import LedgerRecord, Retention
+from watermark.ledger_schema import connect_engine, ledger_url, shown_url, upgrade
 from watermark.signed_note import check_key_name
 
 import sqlalchemy as sa  # isort: skip - after ledger_schema, which says how to install it
 
 from watermark import ledger_entry
-from watermark.ledger_lock import AdvisoryLock, FileLock
+from watermark.ledger_session import LogSession, LostLogError
 
 __all__ = ["Ledger", "LedgerStatus"]
 
@@ -85,22 +82,22 @@ class Ledger:
 
     def __init__(
         self,
-        engine: sa.Engine,
+        session: LogSession,
         *,
-        origin: str,
+        name: str,
         retention: Retention,
         capacity: int,
         flush_interval: float,
         heartbeat: float,
     ) -> None:
-        self.origin = origin
+        self.origin = session.origin
         self.retention = retention
         self.capacity = capacity
         self._half_full = (capacity + 1) // 2
-        self._engine = engine
+        self._session = session
+        self._name = name
         self._flush_interval = flush_interval
         self._heartbeat = heartbeat
-        self._session = uuid.uuid4().hex
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
@@ -112,11 +109,7 @@ class Ledger:
         self._deadline: float | None = None
         self._problem: str | None = None
         self._dead: str | None = None
-        self._connection: sa.Connection | None = None
-        self._file_lock: FileLock | None = None
-        self._log_id = 0
-        self._frontier = Frontier()
-        self._thread = threading.Thread(target=self._run, name=f"ledger {origin}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"ledger {self.origin}", daemon=True)
 
     @classmethod
     def open(
@@ -150,25 +143,19 @@ class Ledger:
         if capacity < 1 or flush_interval < 0 or heartbeat <= 0:
             raise UsageError("capacity: expected 1 or more; flush_interval: 0 or more; heartbeat: more than 0")
         engine = connect_engine(ledger_url(url), create=True)
+        try:
+            upgrade(engine)
+            session = LogSession(engine, origin)
+        except sa.exc.DBAPIError as error:
+            raise LedgerError(f"{shown_url(engine.url)}: cannot open the ledger: {_said(error)}") from None
         ledger = cls(
-            engine,
-            origin=origin,
+            session,
+            name=shown_url(engine.url),
             retention=Retention(retention),
             capacity=capacity,
             flush_interval=flush_interval,
             heartbeat=heartbeat,
         )
-        try:
-            upgrade(engine)
-            if engine.dialect.name == "sqlite":
-                ledger._file_lock = FileLock(Path(str(engine.url.database)), origin)
-            ledger._begin_session()
-        except sa.exc.DBAPIError as error:
-            ledger._let_go()
-            raise LedgerError(f"{shown_url(engine.url)}: cannot open the ledger: {_said(error)}") from None
-        except BaseException:
-            ledger._let_go()
-            raise
         # Before the interpreter's end daemon threads are stopped wherever they are: the queue is written before that.
         atexit.register(ledger._close_quietly)
         ledger._thread.start()
@@ -254,7 +241,7 @@ class Ledger:
             self._room.notify_all()
         self._thread.join()
         atexit.unregister(self._close_quietly)
-        self._let_go()
+        self._session.release()
         if self._written < self._accepted or self._dead or self._problem:
             raise LedgerError(self._missing(self._accepted - self._written))
 
@@ -267,7 +254,7 @@ class Ledger:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Ledger({shown_url(self._engine.url)!r}, origin={self.origin!r})"
+        return f"Ledger({self._name!r}, origin={self.origin!r})"
 
     # What follows up to the writer's thread is called with the lock held, or reads what is set in one step.
 
@@ -290,14 +277,13 @@ class Ledger:
             )
         self._pending.append(record)
         self._accepted += 1
-        if self._file_lock is not None:
-            self._file_lock.count(self._accepted)
+        self._session.count(self._accepted)
         if len(self._pending) in (1, self._half_full):
             self._work.notify()
 
     def _missing(self, count: int) -> str:
         why = self._dead or self._problem or "the database took too long"
-        return f"{shown_url(self._engine.url)}: {count} responses that were accepted are not written: {why}"
+        return f"{self._name}: {count} responses that were accepted are not written: {why}"
 
     # The writer's thread.
 
@@ -326,7 +312,7 @@ class Ledger:
             return taken, self._closing
 
     def _rows_of(self, records: Iterable[LedgerRecord], *, closing: bool) -> ledger_entry.Rows:
-        rows = ledger_entry.Rows(self._log_id, Frontier(self._frontier.size, self._frontier.to_bytes()))
+        rows = self._session.rows()
         until = time.perf_counter() + _SLICE_S
         for record in records:
             rows.add(ledger_entry.response(record, self.retention))
@@ -335,27 +321,22 @@ class Ledger:
                     time.sleep(_PAUSE_S)
                 until = time.perf_counter() + _SLICE_S
         if closing:
-            details = {"accepted": self._accepted, "written": self._accepted}
-            rows.add(ledger_entry.event(Kind.closed, session=self._session, time=timestamp(), details=details))
+            self._session.end(rows, accepted=self._accepted)
         return rows
 
     def _persist(self, rows: ledger_entry.Rows, responses: int, *, closing: bool) -> bool:
         """Write the rows, however often it takes; return whether they are written."""
         pause = _FIRST_RETRY_S
         while True:
+            written = self._written + responses
             try:
-                self._attempt(rows, responses, closing=closing)
-            except sa.exc.IntegrityError as error:
-                self._die(f"the log holds rows beyond its head, or its tables were changed: {_said(error)}")
+                self._session.write(rows, accepted=self._accepted, written=written, closing=closing)
+            except LostLogError as error:
+                self._die(str(error))
                 return False
-            except sa.exc.DBAPIError as error:
-                self._problem = f"{type(error.orig).__name__}: {_said(error)}"
-                self._disconnect()
-            except LedgerError as error:
-                if self._dead is not None:
-                    return False
-                self._problem = str(error)
-                self._disconnect()
+            except (LedgerError, sa.exc.DBAPIError) as error:
+                self._problem = _said(error)
+                self._session.disconnect()
             else:
                 break
             with self._lock:
@@ -366,124 +347,15 @@ class Ledger:
                 self._work.wait(min(pause, left))
             pause = min(2 * pause, _LAST_RETRY_S)
         with self._lock:
-            self._frontier = rows.frontier
-            self._written += responses
+            self._written = written
             self._problem = None
             self._room.notify_all()
         return True
-
-    def _attempt(self, rows: ledger_entry.Rows, responses: int, *, closing: bool) -> None:
-        """Write the rows in one transaction, if an attempt before did not."""
-        connection = self._connected()
-        with connection.begin():
-            head = connection.execute(
-                sa.select(LOGS.c.size, LOGS.c.root, LOGS.c.session).where(LOGS.c.id == self._log_id).with_for_update()
-            ).one_or_none()
-            root = rows.frontier.root()
-            after = (rows.frontier.size, root, None if closing else self._session)
-            if head is not None and rows.entries and (head.size, bytes(head.root), head.session) == after:
-                return  # It was committed, and the connection lost before the server could say so.
-            if head is None or (head.size, head.session) != (self._frontier.size, self._session):
-                self._die("another writer has taken the log over, or its head was changed")
-                raise LedgerError(str(self._dead))
-            ledger_entry.insert(connection, rows)
-            session: dict[str, object] = {
-                "session": self._session,
-                "seen": timestamp(),
-                "accepted": self._accepted,
-                "written": self._written + responses,
-            }
-            if closing:
-                session = {"session": None, "opened": None, "seen": None, "accepted": None, "written": None}
-            connection.execute(
-                sa.update(LOGS)
-                .where(LOGS.c.id == self._log_id)
-                .values(size=rows.frontier.size, root=root, frontier=rows.frontier.to_bytes(), **session)
-            )
-
-    def _connected(self) -> sa.Connection:
-        """Return the writer's connection, made anew and locked again if it was lost."""
-        if self._connection is None:
-            connection = self._engine.connect().execution_options(taggant_writes=True)
-            try:
-                if self._engine.dialect.name == "postgresql":
-                    AdvisoryLock(connection, self.origin)
-            except BaseException:
-                connection.close()
-                raise
-            self._connection = connection
-        return self._connection
-
-    def _begin_session(self) -> None:
-        """Take the log's head over, and record the last session's gap, if it left one, and this one's beginning."""
-        connection = self._connected()
-        now = timestamp()
-        with connection.begin():
-            found = connection.execute(sa.select(LOGS).where(LOGS.c.origin == self.origin)).one_or_none()
-            if found is None:
-                made = sa.insert(LOGS).values(
-                    origin=self.origin, created=now, size=0, root=EMPTY_ROOT, frontier=b"", accepted=None
-                )
-                connection.execute(made)
-                found = connection.execute(sa.select(LOGS).where(LOGS.c.origin == self.origin)).one()
-            self._log_id = found.id
-            self._frontier = Frontier(found.size, bytes(found.frontier))
-            rows = ledger_entry.Rows(found.id, self._frontier)
-            if found.session is not None:
-                rows.add(self._gap(found, now))
-            rows.add(ledger_entry.event(Kind.opened, session=self._session, time=now, details={"origin": self.origin}))
-            ledger_entry.insert(connection, rows)
-            connection.execute(
-                sa.update(LOGS)
-                .where(LOGS.c.id == found.id)
-                .values(
-                    size=self._frontier.size,
-                    root=self._frontier.root(),
-                    frontier=self._frontier.to_bytes(),
-                    session=self._session,
-                    opened=now,
-                    seen=now,
-                    accepted=0,
-                    written=0,
-                )
-            )
-        if self._file_lock is not None:
-            self._file_lock.begin(self._session)
-
-    def _gap(self, found: sa.Row[tuple[object, ...]], now: str) -> ledger_entry.Entry:
-        counted = self._file_lock.accepted(found.session) if self._file_lock is not None else None
-        return ledger_entry.event(
-            Kind.gap,
-            session=found.session,
-            time=now,
-            details={
-                "opened": found.opened,
-                "seen": found.seen,
-                "found": now,
-                # The count in the lock's file is exact; else it is what the last batch or heartbeat knew.
-                "accepted": found.accepted if counted is None else counted,
-                "accepted_exact": counted is not None,
-                "written": found.written,
-            },
-        )
 
     def _die(self, why: str) -> None:
         with self._lock:
             self._dead = why
             self._room.notify_all()
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            # A connection that is broken may not even be closed.
-            with contextlib.suppress(sa.exc.SQLAlchemyError):
-                self._connection.close()
-            self._connection = None
-
-    def _let_go(self) -> None:
-        self._disconnect()
-        self._engine.dispose()
-        if self._file_lock is not None:
-            self._file_lock.release()
 
     def _close_quietly(self) -> None:
         # At the interpreter's end nobody is there to catch it; the gap is recorded by the next opening.
@@ -491,6 +363,8 @@ class Ledger:
             self.close()
 
 
-def _said(error: sa.exc.DBAPIError) -> str:
-    """Return what the driver said, on one line and without the statement."""
-    return printable(str(error.orig).split("\n")[0], 200)
+def _said(error: LedgerError | sa.exc.DBAPIError) -> str:
+    """Return what an error says, on one line; of the database's what the driver said, without the statement."""
+    if isinstance(error, sa.exc.DBAPIError):
+        return printable(f"{type(error.orig).__name__}: {error.orig}".split("\n")[0], 200)
+    return str(error)

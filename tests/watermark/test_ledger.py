@@ -39,6 +39,7 @@ from watermark.ledger import Ledger
 from watermark.ledger_export import Filter, export_ledger, instant
 from watermark.ledger_reader import LedgerReader
 from watermark.ledger_schema import ENTRIES, LOGS, METADATA, NODES, connect_engine, ledger_url, migration_config
+from watermark.ledger_session import LogSession
 from watermark.ledger_verify import VerifiedLog, verify_ledger
 
 ORIGIN = "host-a.example/ledger"
@@ -387,15 +388,15 @@ def test_connections_that_are_cut_lose_and_double_nothing(postgres: Callable[[],
 
 
 def test_a_commit_whose_answer_is_lost_is_not_repeated(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    attempt, failed = Ledger._attempt, []
+    attempt, failed = LogSession._write, []
 
-    def loses_the_answer(self: Ledger, *arguments: Any, **options: Any) -> None:
+    def loses_the_answer(self: LogSession, *arguments: Any, **options: Any) -> None:
         attempt(self, *arguments, **options)
         if len(failed) < 3:
             failed.append(1)
             raise sa.exc.OperationalError("COMMIT", None, Exception("connection lost"))
 
-    monkeypatch.setattr(Ledger, "_attempt", loses_the_answer)
+    monkeypatch.setattr(LogSession, "_write", loses_the_answer)
     write(url, range(40))
     assert len(failed) == 3
     log = verified(url)
@@ -1027,7 +1028,7 @@ class LedgerMachine(RuleBasedStateMachine):
         def fails(*arguments: Any, **options: Any) -> None:
             raise sa.exc.OperationalError("BEGIN", None, Exception("disk I/O error"))
 
-        self.ledger._attempt = fails  # type: ignore[method-assign]
+        self.ledger._session._write = fails  # type: ignore[method-assign]
         with contextlib.suppress(LedgerError):
             self.ledger.close(timeout=0)
         ids = [row["id"] for row in stored(self.url)]
