@@ -155,7 +155,11 @@ def attach(llama: Any, marker: Marker) -> None:
     if marker.green_list is not None:
         trial = GreenListLogitsProcessor(trial_marker(marker), RequestMark(green_list=marker.green_list))
         said = llama.create_completion(
-            [0], max_tokens=4, temperature=0.0, logit_bias={0: 0.0}, logits_processor=GreenListLogitsProcessorList([trial])
+            [0],
+            max_tokens=4,
+            temperature=0.0,
+            logit_bias={0: 0.0},
+            logits_processor=GreenListLogitsProcessorList([trial]),
         )
         if trial.calls < said["usage"]["completion_tokens"] or not trial.calls:
             raise TaggantError(
