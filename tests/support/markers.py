@@ -63,9 +63,7 @@ def green_of(green_list: GreenList, window: list[int], vocabulary: int, account:
     return np.asarray(green)
 
 
-def expected_row(
-    row: np.ndarray, request: RequestMark, response: list[int], *, strength: float = 1.0
-) -> np.ndarray:
+def expected_row(row: np.ndarray, request: RequestMark, response: list[int], *, strength: float = 1.0) -> np.ndarray:
     """Return what a float32 row is after the mark, by the specification: (V,)."""
     green_list = request.green_list
     h = 0 if green_list is None else green_list.window
