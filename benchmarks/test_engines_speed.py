@@ -7,7 +7,7 @@ place, the least that any bias costs; `kgw_lefthash` is `WatermarkLogitsProcesso
 seeding. An adapter that takes one row is called once a row. llama.cpp's logits lie scattered (a field of 12 bytes),
 and `llama_cpp_copy` is what its own loop pays to read and write them. What `generate` itself copies is not in it.
 
-No time is asserted, but for the one ratio that is promised, in `test_ratio` (marked slow).
+No time is asserted, but for the ratio of adapters to the core, in `test_ratio` (marked slow).
 """
 
 from __future__ import annotations
@@ -178,14 +178,18 @@ def test_step(benchmark: Any, marker: Marker, made: Any, rows: int, width: int) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("made", [core, plain, transformers_batching, onnxruntime_genai], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("made", [plain, transformers_batching, onnxruntime_genai], ids=lambda made: made.__name__)
 def test_ratio(marker: Marker, made: Any) -> None:
-    """A row of 128,256 costs an adapter at most 8 times the bare add: the least of many rounds, which alternate."""
-    steps = {"adapter": made(marker, 1, 128_256), "add": bare_add(marker, 1, 128_256)}
+    """An adapter adds at most half of what the core takes for a row of 128,256.
+
+    The least of many rounds, which alternate, so that whatever else the machine does meets both alike. What the core
+    takes beside the bare add is promised and tested in test_green_list_speed.py.
+    """
+    steps = {"adapter": made(marker, 1, 128_256), "core": core(marker, 1, 128_256)}
     least = dict.fromkeys(steps, float("inf"))
     for _ in range(1_000):
         for name, step in steps.items():
             start = time.perf_counter()
             step()
             least[name] = min(least[name], time.perf_counter() - start)
-    assert least["adapter"] <= 8 * least["add"], least
+    assert least["adapter"] <= 1.5 * least["core"], least
