@@ -1,0 +1,50 @@
+"""Logits as PyTorch tensors: the same bias, on whichever device they are.
+
+On the CPU the tensor's own memory is biased. Elsewhere the rows travel to the CPU and back, which is right
+to the bit and slow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+__all__ = ["array_of", "bias_tensor"]
+
+
+def bias_tensor(logits: torch.Tensor, bias: Callable[[npt.NDArray[Any]], object]) -> None:
+    """Call *bias* with the logits as an array that it may write to; what it writes is in *logits* afterwards.
+
+    Args:
+        logits: (B, V), float32, float16 or bfloat16, of any device and strides.
+        bias: takes what `watermark.green_list.GreenList.bias` takes: (B, V), bfloat16 as uint16 bits.
+
+    Raises:
+        ValueError: another dtype.
+    """
+    if logits.device.type == "cpu" and (logits.stride(-1) == 1 or logits.shape[-1] == 1):
+        bias(array_of(logits))
+        return
+    on_host = logits.detach().to("cpu", copy=True).contiguous()
+    bias(array_of(on_host))
+    logits.copy_(on_host)
+
+
+def array_of(logits: torch.Tensor) -> npt.NDArray[Any]:
+    """Return a CPU tensor's memory as an array; bfloat16, which NumPy lacks, as the bits in uint16.
+
+    Raises:
+        ValueError: the tensor is not float32, float16 or bfloat16, or not on the CPU.
+    """
+    if logits.dtype not in (torch.float32, torch.float16, torch.bfloat16) or logits.device.type != "cpu":
+        raise ValueError(
+            f"logits: expected float32, float16 or bfloat16 on the CPU, got {logits.dtype} on {logits.device}"
+        )
+    logits = logits.detach()
+    if logits.dtype == torch.bfloat16:
+        return np.asarray(logits.view(torch.int16).numpy().view(np.uint16))
+    return np.asarray(logits.numpy())
