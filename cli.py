@@ -69,7 +69,7 @@ class TableFormat(StrEnum):
 
 
 class Retention(StrEnum):
-    """What `watermark.ledger_record.Retention` is, which brings NumPy with it: too slow for `--help`."""
+    """What `watermark.ledger.record.Retention` is, which brings NumPy with it: too slow for `--help`."""
 
     ids = "ids"
     text = "text"
@@ -1090,8 +1090,8 @@ def ledger_append(
     json: JsonOption = False,
 ) -> None:
     """Append responses that an engine without our middleware served. Malformed lines are passed over and counted."""
-    from watermark.ledger_lines import append_file
-    from watermark.ledger_schema import chosen_url
+    from watermark.ledger.lines import append_file
+    from watermark.ledger.schema import chosen_url
 
     done = append_file(chosen_url(db), input, origin=origin, retention=retention.value)
     if json:
@@ -1112,8 +1112,8 @@ def ledger_checkpoint(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it here and not to standard output.")] = None,
 ) -> None:
     """Sign a log's head: publish what it prints, and nothing below that size can be changed unseen."""
-    from watermark.ledger_reader import LedgerReader
-    from watermark.ledger_schema import chosen_url
+    from watermark.ledger.reader import LedgerReader
+    from watermark.ledger.schema import chosen_url
     from watermark.signed_note import NoteSigner
 
     with LedgerReader.open(chosen_url(db)) as reader:
@@ -1135,8 +1135,8 @@ def ledger_prove(
 ) -> None:
     """Prove that a response is in the log: a C2SP tlog-proof with its leaf, under the latest checkpoint."""
     from watermark.checkpoint import Checkpoint
-    from watermark.ledger_reader import LedgerReader
-    from watermark.ledger_schema import chosen_url
+    from watermark.ledger.reader import LedgerReader
+    from watermark.ledger.schema import chosen_url
     from watermark.signed_note import NoteSigner
 
     with LedgerReader.open(chosen_url(db)) as reader:
@@ -1177,9 +1177,9 @@ def ledger_verify(
         read = LogProof.parse(_read_text(proof))
         _print_json({"schema": "taggant/ledger-proof/1", **read.to_json(read.verify(verifiers))})
         return
-    from watermark.ledger_reader import LedgerReader
-    from watermark.ledger_schema import chosen_url
-    from watermark.ledger_verify import verify_ledger
+    from watermark.ledger.reader import LedgerReader
+    from watermark.ledger.schema import chosen_url
+    from watermark.ledger.verify import verify_ledger
 
     published = [_read_text(path) for path in checkpoint or []]
     with LedgerReader.open(chosen_url(db)) as reader:
@@ -1210,9 +1210,9 @@ def ledger_export(
     json: JsonOption = False,
 ) -> None:
     """Write responses in the order of their start, for `detect text`, and with --marked for `detect model --served`."""
-    from watermark.ledger_export import Filter, export_ledger, instant
-    from watermark.ledger_reader import LedgerReader
-    from watermark.ledger_schema import chosen_url
+    from watermark.ledger.export import Filter, export_ledger, instant
+    from watermark.ledger.reader import LedgerReader
+    from watermark.ledger.schema import chosen_url
 
     chosen = Filter(
         origin=origin,

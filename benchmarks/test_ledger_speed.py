@@ -25,11 +25,11 @@ import pytest
 pytest.importorskip("sqlalchemy")
 
 
-from watermark.ledger import Ledger
-from watermark.ledger_export import export_ledger
-from watermark.ledger_reader import LedgerReader
-from watermark.ledger_record import LedgerRecord, timestamp
-from watermark.ledger_verify import verify_ledger
+from watermark.ledger.export import export_ledger
+from watermark.ledger.reader import LedgerReader
+from watermark.ledger.record import LedgerRecord, timestamp
+from watermark.ledger.verify import verify_ledger
+from watermark.ledger.writer import Ledger
 
 IDS = np.random.default_rng(0).integers(0, 128_000, 300, dtype=np.uint32)
 COUNT = 20_000

@@ -41,7 +41,7 @@ class Checkpoint:
     def sign(self, signer: NoteSigner) -> str:
         """Return the signed checkpoint.
 
-        Does not check that it continues what was signed before: `watermark.ledger_reader.LedgerReader.sign` does.
+        Does not check that it continues what was signed before: `watermark.ledger.reader.LedgerReader.sign` does.
         """
         return signer.sign(self.text())
 

@@ -7,28 +7,34 @@
     taggant_reload_errors_total                changes of the key file that could not be taken up
 
 Several processes of one server each write a file of their own into one folder, which Prometheus' node
-exporter collects (its textfile collector).
+exporter collects (its textfile collector). It takes no series twice: hence the label ``process``.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from watermark.errors import MissingExtraError
+from watermark.errors import MissingExtraError, UsageError, printable
 from watermark.green_list import Outcome
 from watermark.whole_file import write_whole
 
-__all__ = ["Counts"]
+__all__ = ["Counts", "Family"]
+
+#: A counter's name, help and label names, and its value for each tuple of labels.
+Family = tuple[str, str, tuple[str, ...], Mapping[Any, int]]
 
 
 class Counts:
     """Count tokens and requests. Adding is cheap; whoever reads sees each counter at some recent moment."""
+
+    _FILE: ClassVar[str] = "taggant"
 
     def __init__(self) -> None:
         self.tokens: Counter[tuple[str | None, Outcome]] = Counter()
@@ -49,8 +55,18 @@ class Counts:
             elif count:
                 self.tokens[scope, outcome] += count
 
+    def families(self) -> Iterator[Family]:
+        """Yield each counter's name, help, labels and values."""
+        tokens = {(scope or "", outcome.name.lower()): count for (scope, outcome), count in self.tokens.items()}
+        shadowed = {(scope, "shadow"): count for scope, count in self.shadowed.items()}
+        yield "taggant_tokens", "Tokens by outcome.", ("scope", "outcome"), tokens | shadowed
+        requests = {(scope or "", said): count for (scope, said), count in self.requests.items()}
+        yield "taggant_requests", "Requests by outcome.", ("scope", "outcome"), requests
+        errors = {(): self.reload_errors}
+        yield "taggant_reload_errors", "Changes of the key file that were not taken up.", (), errors
+
     def exposition(self) -> str:
-        """Return the counters in Prometheus' text format.
+        """Return the counters in Prometheus' text format, each with this process's number as the label ``process``.
 
         Raises:
             MissingExtraError: prometheus_client is not installed.
@@ -60,22 +76,16 @@ class Counts:
             from prometheus_client.core import CounterMetricFamily
         except ImportError:
             raise MissingExtraError("metrics need prometheus_client: pip install 'taggant[serve]'") from None
-        counts = self
+        families = [(*family[:3], dict(family[3])) for family in self.families()]
+        process = str(os.getpid())
 
         class Collector:
             def collect(self) -> Any:
-                tokens = CounterMetricFamily("taggant_tokens", "Tokens by outcome.", labels=("scope", "outcome"))
-                for (scope, outcome), count in sorted(counts.tokens.items(), key=str):
-                    tokens.add_metric((scope or "", outcome.name.lower()), count)
-                for scope, count in sorted(counts.shadowed.items()):
-                    tokens.add_metric((scope, "shadow"), count)
-                yield tokens
-                requests = CounterMetricFamily("taggant_requests", "Requests by outcome.", labels=("scope", "outcome"))
-                for (scope, said), count in sorted(counts.requests.items(), key=str):
-                    requests.add_metric((scope or "", said), count)
-                yield requests
-                errors = "Changes of the key file that were not taken up."
-                yield CounterMetricFamily("taggant_reload_errors", errors, value=counts.reload_errors)
+                for name, what, labels, values in families:
+                    metric = CounterMetricFamily(name, what, labels=(*labels, "process"))
+                    for value, count in sorted(values.items()):
+                        metric.add_metric((*value, process), count)
+                    yield metric
 
         registry = CollectorRegistry(auto_describe=False)
         registry.register(Collector())
@@ -88,5 +98,8 @@ class Counts:
             UsageError: the folder can't be written to.
             MissingExtraError: prometheus_client is not installed.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        return write_whole(folder / f"taggant-{os.getpid()}.prom", self.exposition(), what="the metrics")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{printable(folder)}: cannot make the folder of metrics: {error.strerror}") from None
+        return write_whole(folder / f"{self._FILE}-{os.getpid()}.prom", self.exposition(), what="the metrics")

@@ -128,7 +128,7 @@ class GreenList:
         windows = np.array(windows, order="C")  # The kernels take neither a slice of columns nor a read-only view.
         outcomes = np.zeros(count, dtype=np.uint8)
         additions = np.empty(count, dtype=np.float32)
-        additions[:] = self.delta * np.asarray(strength, dtype=np.float32)
+        additions[:] = np.float32(self.delta) * np.asarray(strength, dtype=np.float32)
         if marked is not None:
             outcomes[~marked] = Outcome.NO_WINDOW
         outcomes[additions == 0.0] = Outcome.OFF

@@ -14,10 +14,8 @@ is no secret; it has no prefix, its mode is not checked, and it can not mark any
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -26,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from watermark.errors import KeyringError, UsageError, printable
 from watermark.keys import NO_ACTIVATION, Params, ScopeKeys, Secret, check_scope_name, scope_key
-from watermark.secret_file import check_mode, create_private, secret_from, secret_text
+from watermark.secret_file import check_mode, create_private, read_private, secret_from, secret_text
 
 if TYPE_CHECKING:
     from watermark.tokenizer import Tokenizer
@@ -177,17 +175,10 @@ class Keyring:
         Raises:
             KeyringError: missing, readable by others, or not a key file of this version.
         """
-        try:
-            with open(path, "rb") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-                content = file.read(1 << 24)
-        except FileNotFoundError:
-            raise KeyringError(f"{path}: no such key file; `taggant keys create --out {path}` makes one") from None
-        except OSError as error:
-            raise KeyringError(f"{path}: cannot read the key file: {error.strerror}") from None
+        content, mode = read_private(path, made_by="taggant keys create")
         keyring = _parsed(content)
         if isinstance(keyring, str):
-            raise KeyringError(f"{path}: {keyring}")
+            raise KeyringError(f"{printable(path)}: {keyring}")
         if not keyring.published:
             check_mode(path, mode)
         return keyring

@@ -25,6 +25,7 @@ from watermark.accounts import WatchedAccounts
 from watermark.errors import LedgerError, TaggantError, UsageError, printable
 from watermark.green_list import before_temperature
 from watermark.ingress.answer import Answer
+from watermark.ingress.context import CURRENT_TICKET
 from watermark.ingress.counts import IngressCounts
 from watermark.ingress.gate import Gate
 from watermark.ingress.reply import Reply
@@ -56,7 +57,6 @@ from watermark.ingress.wire import (
     send_error,
     send_whole,
 )
-from watermark.ingress_context import CURRENT_TICKET
 from watermark.marker import Marker, RequestMark
 from watermark.serving import FieldTrust, Policy, ServingConfig
 from watermark.ticket import (
@@ -73,7 +73,7 @@ from watermark.ticket import (
 
 if TYPE_CHECKING:
     from watermark.ingress.record import Served
-    from watermark.ledger import Ledger
+    from watermark.ledger.writer import Ledger
 
 __all__ = ["TaggantMiddleware"]
 
@@ -333,7 +333,7 @@ class TaggantMiddleware:
 
     def _served(self, body: dict[str, Any], shape: Shape, mark: RequestMark) -> Served:
         from watermark.ingress.record import Served
-        from watermark.ledger_record import Retention, timestamp
+        from watermark.ledger.record import Retention, timestamp
 
         assert self._ledger is not None  # noqa: S101
         reason = mark.reason
@@ -364,8 +364,8 @@ def _put_in_context(fields: Mapping[str, object]) -> None:
 
 def _open_ledger(config: ServingConfig) -> Ledger:
     """Open this process's log: of several processes of one server each writes one of its own."""
-    from watermark.ledger import Ledger
-    from watermark.ledger_lock import LogHeldError
+    from watermark.ledger.lock import LogHeldError
+    from watermark.ledger.writer import Ledger
 
     assert config.ledger.database is not None  # noqa: S101
     origin = config.ledger.origin or f"{socket.gethostname()}/ledger"

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Final
 
 from watermark.errors import KeyringError, UsageError, VerificationError, printable
-from watermark.key_file import create_key_file_with, read_key_file, refuse_readable
 from watermark.keys import Secret
+from watermark.secret_file import check_mode, create_private, read_private
 
 __all__ = [
     "NoteSigner",
@@ -154,8 +154,8 @@ class NoteSigner:
         Raises:
             KeyringError: missing, readable by others, or no signer key.
         """
-        content, mode = read_key_file(path, made_by="taggant ledger create-key")
-        refuse_readable(path, mode)
+        content, mode = read_private(path, made_by="taggant ledger create-key")
+        check_mode(path, mode)
         signer = _parsed_signer(content)
         if signer is None:
             # Nothing of the file goes into the message: it may be most of a key.
@@ -196,7 +196,7 @@ def create_note_key(path: Path, *, name: str) -> NoteSigner:
     """
     signer = NoteSigner(check_key_name(name), Secret(os.urandom(32)))
     line = f"{_PRIVATE}{name}+{signer.verifier().key_id.hex()}+{base64_text(_ED25519 + signer.seed.reveal())}\n"
-    create_key_file_with(path, line)
+    create_private(path, line)
     return signer
 
 

@@ -113,7 +113,7 @@ def read_ingress_key(path: Path) -> Secret:
     Raises:
         KeyringError: missing, readable by others, or no such file of ours.
     """
-    return read_secret_file(path, what="ingress key")
+    return read_secret_file(path, made_by="taggant keys ingress", what="ingress key")
 
 
 def sign_ticket(ticket: Ticket, key: Secret, *, now: float | None = None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from watermark.ingress_context import CURRENT_TICKET
+from watermark.ingress.context import CURRENT_TICKET
 from watermark.marker import Marker
 from watermark.serving import ServingConfig
 from watermark.ticket import TICKET_FIELD, RequestRefusedError

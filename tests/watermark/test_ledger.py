@@ -26,21 +26,21 @@ from postgres import cluster
 
 from watermark.errors import LedgerError, UsageError, VerificationError
 from watermark.keys import Secret
-from watermark.ledger_record import LedgerRecord, Retention, timestamp
+from watermark.ledger.record import LedgerRecord, Retention, timestamp
 from watermark.signed_note import NoteSigner
 
 sa = pytest.importorskip("sqlalchemy")
 pytest.importorskip("alembic")
 
 # ruff: noqa: E402 - these need what is not always there
-from watermark import ledger_schema
 from watermark.checkpoint import Checkpoint, LogProof
-from watermark.ledger import Ledger
-from watermark.ledger_export import Filter, export_ledger, instant
-from watermark.ledger_reader import LedgerReader
-from watermark.ledger_schema import ENTRIES, LOGS, METADATA, NODES, connect_engine, ledger_url, migration_config
-from watermark.ledger_session import LogSession
-from watermark.ledger_verify import VerifiedLog, verify_ledger
+from watermark.ledger import schema as ledger_schema
+from watermark.ledger.export import Filter, export_ledger, instant
+from watermark.ledger.reader import LedgerReader
+from watermark.ledger.schema import ENTRIES, LOGS, METADATA, NODES, connect_engine, ledger_url, migration_config
+from watermark.ledger.session import LogSession
+from watermark.ledger.verify import VerifiedLog, verify_ledger
+from watermark.ledger.writer import Ledger
 
 ORIGIN = "host-a.example/ledger"
 SIGNER = NoteSigner(ORIGIN, Secret(bytes(range(32))))
@@ -151,7 +151,7 @@ import sys, time
 sys.path.insert(0, {tests!r})
 sys.path.insert(0, {support!r})
 from test_ledger import record
-from watermark.ledger import Ledger
+from watermark.ledger.writer import Ledger
 ledger = Ledger.open({url!r}, origin={origin!r}, flush_interval=0.02)
 {what}
 """
@@ -499,7 +499,7 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
 
 
 def test_a_count_from_before_a_restart_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from watermark import ledger_lock
+    from watermark.ledger import lock as ledger_lock
 
     url = str(tmp_path / "ledger.db")
     crash = "ledger._flush_interval = 60\nledger.append(record(0))\nimport os; os._exit(1)"
@@ -700,7 +700,7 @@ def test_a_change_beside_the_rows_is_found(url: str, statement: str, message: st
 
 def test_a_row_that_was_changed_with_its_hash_is_found_within_its_tile(url: str) -> None:
     write(url, range(600))
-    from watermark.ledger_entry import leaf_of
+    from watermark.ledger.entry import leaf_of
     from watermark.merkle import leaf_hash
 
     row = {**stored(url)[299], "account": "somebody-else"}
@@ -842,7 +842,7 @@ def test_an_export_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Mon
     write(url, range(10))
     out = tmp_path / "served.jsonl"
     out.write_text("the one before")
-    from watermark import ledger_export
+    from watermark.ledger import export as ledger_export
 
     def breaks(*arguments: Any) -> str:
         raise LedgerError("the database is gone")
@@ -1075,7 +1075,7 @@ TestInterleavings = LedgerMachine.TestCase
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 1200), st.integers(1, 300))
 def test_blocks_hold_every_row_once(count: int, log: int) -> None:
-    from watermark.ledger_entry import _blocks
+    from watermark.ledger.entry import _blocks
 
     rows = [(log, number) for number in range(count)]
     blocks = list(_blocks(rows))

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from watermark.errors import InputError, UsageError
-from watermark.ledger_record import DIGESTS, SCHEMA, LedgerRecord, leaf_bytes, timestamp
+from watermark.ledger.record import DIGESTS, SCHEMA, LedgerRecord, leaf_bytes, timestamp
 
 NOW = "2026-10-01T12:00:00.000000Z"
 LEAST: dict[str, Any] = {

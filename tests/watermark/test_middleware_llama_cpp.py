@@ -78,6 +78,7 @@ def marked(app: Any, folder: Path) -> Iterator[TaggantMiddleware]:
     if importlib.util.find_spec("watermark.engines.llama_cpp") is None:
         pytest.skip("needs the adapter for llama-cpp-python")
     from llama_cpp.server import app as module
+
     from watermark.engines.llama_cpp import mark_server
 
     before = module.prepare_request_resources

@@ -42,7 +42,7 @@ class DeviceRequests:
         self.marker = marker
         self.lists = DeviceGreenLists(device=device, max_slots=max_slots, vocab_size=vocab_size, max_scopes=_SCOPES)
         self._green_lists: dict[int, GreenList] = {}
-        self._counted = np.zeros((_SCOPES, len(Outcome) - 1), dtype=np.int64)
+        self._counted = np.zeros((_SCOPES, len(Outcome)), dtype=np.int64)
         self._copy: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
         self._next_look = time.monotonic() + marker.config.refresh
         if marker.green_list is not None:

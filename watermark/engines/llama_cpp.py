@@ -37,7 +37,7 @@ import numpy.typing as npt
 from watermark.engines.plain import RowMarker, check_row, trial_marker
 from watermark.errors import MissingExtraError, TaggantError
 from watermark.green_list import before_temperature
-from watermark.ingress_context import CURRENT_TICKET
+from watermark.ingress.context import CURRENT_TICKET
 from watermark.marker import Marker, RequestMark
 from watermark.ticket import PREFIX, TICKET_FIELD, RequestRefusedError
 from watermark.tokenizer import Tokenizer, load

@@ -12,20 +12,19 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import ClassVar
 
-from watermark.counts import Counts
-from watermark.errors import MissingExtraError, UsageError, printable
-from watermark.whole_file import write_whole
+from watermark.counts import Counts, Family
 
 __all__ = ["IngressCounts"]
 
 
 class IngressCounts(Counts):
     """Count what passes the ingress. No account is in it."""
+
+    _FILE: ClassVar[str] = "taggant-ingress"
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,55 +33,16 @@ class IngressCounts(Counts):
         self.self_tests: Counter[str] = Counter()
         self.unrecorded = 0
 
-    def exposition(self) -> str:
-        """Return the counters in Prometheus' text format.
-
-        Raises:
-            MissingExtraError: prometheus_client is not installed.
-        """
-        try:
-            from prometheus_client import CollectorRegistry, generate_latest
-            from prometheus_client.core import CounterMetricFamily
-        except ImportError:
-            raise MissingExtraError("metrics need prometheus_client: pip install 'taggant[serve]'") from None
-        counts = self
-
-        class Collector:
-            def collect(self) -> Any:
-                requests = CounterMetricFamily(
-                    "taggant_ingress_requests", "Requests by outcome.", labels=("scope", "outcome")
-                )
-                for (scope, said), count in sorted(counts.requests.items(), key=str):
-                    requests.add_metric((scope or "", said), count)
-                yield requests
-                for name, what, label, counter in (
-                    ("refused", "Requests refused here.", "status", counts.refused),
-                    ("stripped", "Fields taken out of requests.", "field", counts.stripped),
-                    ("self_tests", "Start-up self-tests.", "outcome", counts.self_tests),
-                ):
-                    family = CounterMetricFamily(f"taggant_ingress_{name}", what, labels=(label,))
-                    for value, count in sorted(counter.items(), key=str):
-                        family.add_metric((str(value),), count)
-                    yield family
-                for name, what, count in (
-                    ("unrecorded", "Answers that went out unrecorded.", counts.unrecorded),
-                    ("reload_errors", "Changes of the key file that were not taken up.", counts.reload_errors),
-                ):
-                    yield CounterMetricFamily(f"taggant_ingress_{name}", what, value=count)
-
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(Collector())
-        return bytes(generate_latest(registry)).decode()
-
-    def write(self, folder: Path) -> Path:
-        """Write the counters of this process to *folder*, whole or not at all; return the file.
-
-        Raises:
-            UsageError: the folder can't be written to.
-            MissingExtraError: prometheus_client is not installed.
-        """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"{printable(folder)}: cannot make the folder of metrics: {error.strerror}") from None
-        return write_whole(folder / f"taggant-ingress-{os.getpid()}.prom", self.exposition(), what="the metrics")
+    def families(self) -> Iterator[Family]:
+        """Yield each counter's name, help, labels and values."""
+        requests = {(scope or "", said): count for (scope, said), count in self.requests.items()}
+        yield "taggant_ingress_requests", "Requests by outcome.", ("scope", "outcome"), requests
+        refused = {(str(status),): count for status, count in self.refused.items()}
+        yield "taggant_ingress_refused", "Requests refused here.", ("status",), refused
+        stripped = {(field,): count for field, count in self.stripped.items()}
+        yield "taggant_ingress_stripped", "Fields taken out of requests.", ("field",), stripped
+        self_tests = {(outcome,): count for outcome, count in self.self_tests.items()}
+        yield "taggant_ingress_self_tests", "Start-up self-tests.", ("outcome",), self_tests
+        yield "taggant_ingress_unrecorded", "Answers that went out unrecorded.", (), {(): self.unrecorded}
+        errors = {(): self.reload_errors}
+        yield "taggant_ingress_reload_errors", "Changes of the key file that were not taken up.", (), errors

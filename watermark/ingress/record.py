@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from watermark.errors import InputError, printable
 from watermark.ingress.answer import Answer, Choice
-from watermark.ledger_record import LedgerRecord, timestamp
+from watermark.ledger.record import LedgerRecord, timestamp
 from watermark.marker import RequestMark
 from watermark.prf import SUITE
 
@@ -20,7 +20,7 @@ __all__ = ["Served", "records"]
 #: The end of a choice that the server did not end: the client hung up, or the server failed.
 ABORTED: Final = "aborted"
 
-#: The form of chat messages that `watermark.ledger_record` takes digests over.
+#: The form of chat messages that `watermark.ledger.record` takes digests over.
 _COMPACT: Final = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

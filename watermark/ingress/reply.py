@@ -16,7 +16,7 @@ from watermark.ticket import RequestRefusedError
 
 if TYPE_CHECKING:
     from watermark.ingress.record import Served
-    from watermark.ledger import Ledger
+    from watermark.ledger.writer import Ledger
 
 __all__ = ["Reply"]
 

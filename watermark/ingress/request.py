@@ -33,7 +33,7 @@ Body = dict[str, Any]
 
 
 class Injection(StrEnum):
-    """How the ingress's word reaches the sampler. It is always in `watermark.ingress_context` too."""
+    """How the ingress's word reaches the sampler. It is always in `watermark.ingress.context` too."""
 
     VLLM = "vllm"
     """In ``vllm_xargs``."""

@@ -22,7 +22,7 @@ import pytest
 
 from watermark.errors import MissingExtraError, TaggantError
 from watermark.gguf import shipped_smollm2_gguf
-from watermark.ingress_context import CURRENT_TICKET
+from watermark.ingress.context import CURRENT_TICKET
 from watermark.marker import Marker
 from watermark.serving import FieldTrust, Policy
 from watermark.ticket import Ticket, process_key, sign_ticket

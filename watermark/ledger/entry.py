@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from watermark.ledger_record import Kind, LedgerRecord, Retention, leaf_bytes
-from watermark.ledger_schema import ENTRIES, NODES
+from watermark.ledger.record import Kind, LedgerRecord, Retention, leaf_bytes
+from watermark.ledger.schema import ENTRIES, NODES
 from watermark.merkle import Frontier, leaf_hash
 
 __all__ = ["Entry", "Rows", "event", "insert", "leaf_of", "response"]

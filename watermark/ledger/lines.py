@@ -10,8 +10,8 @@ from typing import Any, Final, NoReturn
 
 from watermark import __version__
 from watermark.errors import InputError, printable
-from watermark.ledger import Ledger
-from watermark.ledger_record import LedgerRecord, Retention
+from watermark.ledger.record import LedgerRecord, Retention
+from watermark.ledger.writer import Ledger
 
 __all__ = ["AppendedLines", "append_file", "append_lines"]
 

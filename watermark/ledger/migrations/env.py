@@ -1,10 +1,10 @@
-"""Run by Alembic: brings the ledger's tables up to date on the connection that `watermark.ledger_schema` hands over."""
+"""Run by Alembic: brings the ledger's tables up to date on the connection that `watermark.ledger.schema` hands over."""
 
 from __future__ import annotations
 
 from alembic import context
 
-from watermark.ledger_schema import METADATA, VERSION_TABLE
+from watermark.ledger.schema import METADATA, VERSION_TABLE
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -15,8 +15,8 @@ from typing import Any, Final, Self
 
 from watermark.checkpoint import Checkpoint, LogProof
 from watermark.errors import LedgerError, UsageError, VerificationError, printable
-from watermark.ledger_record import Kind, timestamp
-from watermark.ledger_schema import (
+from watermark.ledger.record import Kind, timestamp
+from watermark.ledger.schema import (
     CHECKPOINTS,
     ENTRIES,
     LOGS,
@@ -29,9 +29,9 @@ from watermark.ledger_schema import (
 from watermark.merkle import Tree
 from watermark.signed_note import NoteSigner, NoteVerifier
 
-import sqlalchemy as sa  # isort: skip - after ledger_schema, which says how to install it
+import sqlalchemy as sa  # isort: skip - after schema, which says how to install it
 
-from watermark.ledger_entry import leaf_of
+from watermark.ledger.entry import leaf_of
 
 __all__ = ["PAGE", "LedgerReader", "Log", "StoredCheckpoint"]
 

@@ -22,13 +22,13 @@ import numpy as np
 
 from watermark import __version__
 from watermark.errors import MissingExtraError, UsageError, printable
-from watermark.ledger_reader import PAGE, ROW, LedgerReader, Log
-from watermark.ledger_record import Kind, timestamp
-from watermark.ledger_schema import ENTRIES
-from watermark.ledger_verify import Gap, gap_of
+from watermark.ledger.reader import PAGE, ROW, LedgerReader, Log
+from watermark.ledger.record import Kind, timestamp
+from watermark.ledger.schema import ENTRIES
+from watermark.ledger.verify import Gap, gap_of
 from watermark.whole_file import write_whole, writing_whole
 
-import sqlalchemy as sa  # isort: skip - after ledger_schema, which says how to install it
+import sqlalchemy as sa  # isort: skip - after schema, which says how to install it
 
 if TYPE_CHECKING:
     import pyarrow as pa

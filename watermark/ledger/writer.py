@@ -33,14 +33,14 @@ from types import TracebackType
 from typing import Final, Self
 
 from watermark.errors import LedgerError, UsageError, printable
-from watermark.ledger_record import LedgerRecord, Retention
-from watermark.ledger_schema import connect_engine, ledger_url, shown_url, upgrade
+from watermark.ledger.record import LedgerRecord, Retention
+from watermark.ledger.schema import connect_engine, ledger_url, shown_url, upgrade
 from watermark.signed_note import check_key_name
 
-import sqlalchemy as sa  # isort: skip - after ledger_schema, which says how to install it
+import sqlalchemy as sa  # isort: skip - after schema, which says how to install it
 
-from watermark import ledger_entry
-from watermark.ledger_session import LogSession, LostLogError
+from watermark.ledger import entry as ledger_entry
+from watermark.ledger.session import LogSession, LostLogError
 
 __all__ = ["Ledger", "LedgerStatus"]
 

@@ -17,15 +17,15 @@ from typing import Any, Final
 
 from watermark.checkpoint import Checkpoint
 from watermark.errors import UsageError, VerificationError, printable
-from watermark.ledger_reader import LedgerReader, Log
-from watermark.ledger_record import Kind
-from watermark.ledger_schema import ENTRIES, NODES
+from watermark.ledger.reader import LedgerReader, Log
+from watermark.ledger.record import Kind
+from watermark.ledger.schema import ENTRIES, NODES
 from watermark.merkle import EMPTY_ROOT, TILE_HEIGHT, Frontier, leaf_hash
 from watermark.signed_note import NoteVerifier
 
-import sqlalchemy as sa  # isort: skip - after ledger_schema, which says how to install it
+import sqlalchemy as sa  # isort: skip - after schema, which says how to install it
 
-from watermark.ledger_entry import leaf_of
+from watermark.ledger.entry import leaf_of
 
 __all__ = ["Gap", "VerifiedLog", "gap_of", "verify_ledger"]
 

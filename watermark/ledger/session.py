@@ -12,14 +12,14 @@ import uuid
 from pathlib import Path
 
 from watermark.errors import LedgerError, printable
-from watermark.ledger_record import Kind, timestamp
-from watermark.ledger_schema import LOGS
+from watermark.ledger.record import Kind, timestamp
+from watermark.ledger.schema import LOGS
 from watermark.merkle import EMPTY_ROOT, Frontier
 
-import sqlalchemy as sa  # isort: skip - after ledger_schema, which says how to install it
+import sqlalchemy as sa  # isort: skip - after schema, which says how to install it
 
-from watermark import ledger_entry
-from watermark.ledger_lock import AdvisoryLock, FileLock
+from watermark.ledger import entry as ledger_entry
+from watermark.ledger.lock import AdvisoryLock, FileLock
 
 __all__ = ["LogSession", "LostLogError"]
 
