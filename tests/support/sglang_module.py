@@ -56,6 +56,8 @@ def install(monkeypatch: pytest.MonkeyPatch, *, overlap: bool = False) -> Any:
     torch = pytest.importorskip("torch")
     pytest.importorskip("dill")
     pytest.importorskip("orjson")
+    for needed in (_MODULE, _SAMPLER, _REQUESTS):
+        _source(needed)  # Before empty packages stand in for SGLang's, which lead to none of its files.
     for package in ("sglang", "sglang.srt", "sglang.srt.sampling", "sglang.srt.managers"):
         module = types.ModuleType(package)
         module.__path__ = []
