@@ -16,7 +16,7 @@ Where the mark lies under the other ways of decoding, each tried in tests/waterm
 - beam search: each beam is marked by its own ids; the beams' scores hold the mark, which so prefers green beams;
 - assisted decoding (a draft model or prompt lookup): each position is marked by the ids before it;
 - `output_scores` and logprobs computed from them show the mark, token by token; `output_logits` do not;
-- contrastive search, DoLa and the like are no part of transformers since release 4.62 or 5.
+- contrastive search, DoLa and group beam search are no part of transformers any more, but code from its hub.
 """
 
 from __future__ import annotations
