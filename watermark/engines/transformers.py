@@ -25,13 +25,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import LogitsProcessor
-from transformers.generation.configuration_utils import BaseWatermarkingConfig
 
 from watermark.engines.process_marker import process_marker
-from watermark.engines.tensors import bias_tensor
-from watermark.errors import UsageError
+from watermark.errors import MissingExtraError, UsageError
 from watermark.green_list import GreenList, after_temperature, before_temperature
 from watermark.marker import Marker, RequestMark
 from watermark.serving import FieldTrust, ServingConfig
@@ -44,6 +40,15 @@ from watermark.ticket import (
     read_ingress_key,
     sign_ticket,
 )
+
+try:
+    import torch
+    from transformers import LogitsProcessor
+    from transformers.generation.configuration_utils import BaseWatermarkingConfig
+
+    from watermark.engines.tensors import bias_tensor
+except ImportError as error:
+    raise MissingExtraError(f"this engine needs {error.name}: pip install 'taggant[hf]'") from None
 
 __all__ = ["GreenListLogitsProcessor", "GreenListWatermarkingConfig", "MarkingProcessor"]
 
