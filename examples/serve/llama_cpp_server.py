@@ -56,7 +56,7 @@ def main() -> None:
     except ImportError:
         pass  # Answers are marked for the fleet; accounts come with the middleware.
     else:
-        app.add_middleware(TaggantMiddleware)
+        app.add_middleware(TaggantMiddleware, injection="context")
     marker.watch()  # A scope that is activated or retired is taken up without a restart.
     try:
         uvicorn.run(app, host=options.host, port=options.port, log_level="warning")

@@ -16,7 +16,7 @@ Where the mark lies under the other ways of decoding, each tried in tests/waterm
 - beam search: each beam is marked by its own ids; the beams' scores hold the mark, which so prefers green beams;
 - assisted decoding (a draft model or prompt lookup): each position is marked by the ids before it;
 - `output_scores` and logprobs computed from them show the mark, token by token; `output_logits` do not;
-- contrastive search, DoLa and the like are no part of transformers since release 4.62 or 5.
+- contrastive search, DoLa and group beam search are no part of transformers any more, but code from its hub.
 """
 
 from __future__ import annotations
@@ -25,13 +25,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import LogitsProcessor
-from transformers.generation.configuration_utils import BaseWatermarkingConfig
 
 from watermark.engines.process_marker import process_marker
-from watermark.engines.tensors import bias_tensor
-from watermark.errors import UsageError
+from watermark.errors import MissingExtraError, UsageError
 from watermark.green_list import GreenList, after_temperature, before_temperature
 from watermark.marker import Marker, RequestMark
 from watermark.serving import FieldTrust, ServingConfig
@@ -44,6 +40,15 @@ from watermark.ticket import (
     read_ingress_key,
     sign_ticket,
 )
+
+try:
+    import torch
+    from transformers import LogitsProcessor
+    from transformers.generation.configuration_utils import BaseWatermarkingConfig
+
+    from watermark.engines.tensors import bias_tensor
+except ImportError as error:
+    raise MissingExtraError(f"this engine needs {error.name}: pip install 'taggant[hf]'") from None
 
 __all__ = ["GreenListLogitsProcessor", "GreenListWatermarkingConfig", "MarkingProcessor"]
 
