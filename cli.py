@@ -74,6 +74,8 @@ Inputs = Annotated[
 KeyringOption = Annotated[
     list[Path] | None, typer.Option("--keyring", "-k", metavar="FILE", help="Key file; may be given several times.")
 ]
+KeyFileOption = Annotated[Path, typer.Option("--keyring", "-k", metavar="FILE", help="Key file.")]
+NewScopeOption = Annotated[str, typer.Option("--scope", metavar="NAME", help="The scope.")]
 MarkOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -218,6 +220,9 @@ def keys_create(
     root_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="32 raw bytes from an HSM or KMS; by default they are drawn.")
     ] = None,
+    pending: Annotated[
+        bool, typer.Option("--pending", help="Mark nothing with it before `keys activate`, which puts randomness in.")
+    ] = False,
 ) -> None:
     """Create a key file with one scope, readable by you alone."""
     from watermark.keyring import create_key_file
@@ -232,6 +237,7 @@ def keys_create(
         tokenizer=_tokenizer(tokenizer),
         special=special or [],
         root_file=root_file,
+        state="pending" if pending else "active",
     )
     keys_of = keyring.scope(scope)
     typer.echo(f"{out}: scope {scope}, fingerprint {keys_of.fingerprint}")
@@ -240,7 +246,7 @@ def keys_create(
 
 @keys.command("show")
 def keys_show(
-    keyring: Annotated[Path, typer.Option("--keyring", "-k", metavar="FILE", help="Key file.")],
+    keyring: KeyFileOption,
     json: JsonOption = False,
 ) -> None:
     """Show what is public of a key file: scopes, parameters, fingerprints, commitments. No secret is shown."""
@@ -259,6 +265,78 @@ def keys_show(
             f"{len(params['special_ids'])} special ids, tokenizer {params['tokenizer'][:16]}…"
         )
         typer.echo(f"  {len(scope['commitments'])} commitments (--json prints them)")
+
+
+@keys.command("add")
+def keys_add(
+    keyring: KeyFileOption,
+    scope: NewScopeOption,
+    delta: Annotated[
+        float | None, typer.Option(help="Logits added to green tokens. [default: the last scope's]")
+    ] = None,
+) -> None:
+    """Add a pending scope under the same root, with the parameters of the last one."""
+    from watermark.life_cycle import add_scope, update_key_file
+
+    changed = update_key_file(
+        keyring,
+        lambda old: add_scope(
+            old, scope, params=old.scopes[-1].params, delta=old.scopes[-1].delta if delta is None else delta
+        ),
+    )
+    typer.echo(f"{keyring}: scope {scope} is pending, fingerprint {changed.scope(scope).fingerprint}")
+    typer.echo(f"Publish its commitments (taggant keys show --keyring {keyring} --json), then taggant keys activate")
+
+
+@keys.command("activate")
+def keys_activate(
+    keyring: KeyFileOption,
+    scope: NewScopeOption,
+    activation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEX",
+            help="32 bytes of public randomness drawn after the commitments were published: a beacon's round, an "
+            "auditor's nonce. Without it every report says that the key's randomness cannot be verified.",
+        ),
+    ] = None,
+) -> None:
+    """Begin to mark with a pending scope. A server that watches this file takes it up without a restart."""
+    from watermark.keys import NO_ACTIVATION
+    from watermark.life_cycle import activate, parse_activation, update_key_file
+
+    drawn = NO_ACTIVATION if activation is None else parse_activation(activation)
+    update_key_file(keyring, lambda old: activate(old, scope, activation=drawn))
+    typer.echo(f"{keyring}: scope {scope} is active")
+    if activation is None:
+        typer.echo("No --activation: every report will say that the key's randomness cannot be verified.", err=True)
+
+
+@keys.command("retire")
+def keys_retire(keyring: KeyFileOption, scope: NewScopeOption) -> None:
+    """Mark nothing more with an active scope. It is still detected."""
+    from watermark.life_cycle import retire, update_key_file
+
+    update_key_file(keyring, lambda old: retire(old, scope))
+    typer.echo(f"{keyring}: scope {scope} is retired")
+
+
+@keys.command("derive")
+def keys_derive(
+    keyring: KeyFileOption,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The key file to create.")],
+    scope: Annotated[
+        list[str] | None,
+        typer.Option("--scope", metavar="NAME", help="May be given several times. [default: every active scope]"),
+    ] = None,
+) -> None:
+    """Make the key file of a serving host: single scopes, and no root."""
+    from watermark.keyring import Keyring
+    from watermark.life_cycle import derive
+
+    derived = derive(Keyring.load(keyring), scope or ())
+    derived.write(out)
+    typer.echo(f"{out}: {', '.join(one.name for one in derived.scopes)}; no root is in it")
 
 
 @app.command()

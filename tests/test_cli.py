@@ -48,6 +48,10 @@ COMMANDS = (
     "keys",
     "keys create",
     "keys show",
+    "keys add",
+    "keys activate",
+    "keys retire",
+    "keys derive",
     "generate",
     "detect",
     "detect text",
@@ -565,6 +569,32 @@ def test_several_keys_are_corrected_for_by_holm(run: Run) -> None:
     assert "scope default:" in table
     assert "scope 2026-q4:" in table
     assert "Holm over 2 scopes" in table
+
+
+def test_the_life_of_a_scope(run: Run, tmp_path: Path) -> None:
+    key, serving = str(tmp_path / "key.json"), str(tmp_path / "serving.json")
+    assert run("keys", "create", "--out", key, "--scope", "a", "--pending").code == 0
+    assert run("keys", "derive", "-k", key, "--out", serving).err.startswith(
+        "taggant: no scope of this keyring is active"
+    )
+    refused = run("keys", "activate", "-k", key, "--scope", "a", "--activation", "12")
+    assert (refused.code, refused.err[:50]) == (2, "taggant: activation: expected 64 hexadecimal digit")
+    assert run("keys", "activate", "-k", key, "--scope", "a", "--activation", "0f" * 32).out.endswith("a is active\n")
+    added = run("keys", "add", "-k", key, "--scope", "b", "--delta", "1.5")
+    assert "scope b is pending" in added.out
+    said = run("keys", "activate", "-k", key, "--scope", "b")
+    assert "randomness cannot be verified" in said.err
+    assert run("keys", "retire", "-k", key, "--scope", "a").out.endswith("a is retired\n")
+    shown = run("keys", "show", "-k", key, "--json").json["scopes"]
+    assert [(one["scope"], one["state"], one["delta"]) for one in shown] == [
+        ("a", "retired", 2.0),
+        ("b", "active", 1.5),
+    ]
+    assert shown[0]["activation"] == "0f" * 32
+    assert run("keys", "derive", "-k", key, "--out", serving).out.endswith("serving.json: b; no root is in it\n")
+    derived = run("keys", "show", "-k", serving, "--json").json["scopes"]
+    assert derived == shown[1:]
+    assert run("keys", "retire", "-k", key, "--scope", "a").code == 2
 
 
 def test_a_verdict_changes_the_exit_code_only_if_asked(run: Run) -> None:

@@ -43,8 +43,7 @@ class Counts:
 
     def add_totals(self, scope: str, totals: npt.NDArray[np.integer[Any]], *, shadow: bool = False) -> None:
         """Add so many of each outcome: integers of shape (5,), in the order of `Outcome`."""
-        for outcome in Outcome:
-            count = int(totals[outcome])
+        for outcome, count in zip(Outcome, totals.tolist(), strict=True):
             if count and shadow and outcome is Outcome.MARKED:
                 self.shadowed[scope] += count
             elif count:

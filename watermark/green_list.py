@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from watermark import kernels
 from watermark.errors import UsageError
-from watermark.keys import CODE_BITS, ScopeKeys
-from watermark.prf import LANES, key_words
+from watermark.keys import ScopeKeys
+from watermark.prf import key_words
 
 __all__ = ["GreenList", "Outcome", "after_temperature", "before_temperature"]
 
@@ -90,8 +90,7 @@ class GreenList:
         self._bounds = scope.params.bounds()
         self._fleet_lanes = scope.params.fleet_lanes
         self._special = np.array(scope.params.special_ids, dtype=np.int64)
-        code_words = np.array(key_words(scope.code_key().reveal()), dtype=np.uint64)
-        self._position_words = np.tile(code_words, (LANES, 1))
+        self._code_key = np.array(key_words(scope.code_key().reveal()), dtype=np.uint64)
         self._code_word = lru_cache(_KEPT_CODE_WORDS)(scope.packed_code_word)
 
     def __repr__(self) -> str:
@@ -125,33 +124,29 @@ class GreenList:
             ValueError: a shape or dtype is not as above.
         """
         self._check(logits, windows, marked, accounts)
-        rows, vocabulary = logits.shape
+        count, vocabulary = logits.shape
         windows = np.array(windows, order="C")  # The kernels take neither a slice of columns nor a read-only view.
-        outcomes = np.zeros(rows, dtype=np.uint8)
-        additions = np.empty(rows, dtype=np.float32)
-        additions[:] = np.float32(self.delta) * np.asarray(strength, dtype=np.float32)
+        outcomes = np.zeros(count, dtype=np.uint8)
+        additions = np.empty(count, dtype=np.float32)
+        additions[:] = self.delta * np.asarray(strength, dtype=np.float32)
         if marked is not None:
             outcomes[~marked] = Outcome.NO_WINDOW
         outcomes[additions == 0.0] = Outcome.OFF
-        lanes = kernels.lanes(windows)
-        complemented = self._account_rows(windows, lanes, accounts, outcomes)
+        lanes, seeds, positions = kernels.rows(windows, self._lane_words, self._code_key, self._fleet_lanes)
+        complemented = self._complemented(positions, accounts, outcomes)
         if self.min_entropy > 0 and not outcomes.all():
             # A row with NaN, or masked as a whole, has no entropy and is left alone too.
             low = ~(entropy_bits(_as_float32(logits)) >= self.min_entropy)
             outcomes[low & (outcomes == Outcome.MARKED)] = Outcome.LOW_ENTROPY
         additions[outcomes != Outcome.MARKED] = 0.0
-        if not additions.any():
-            return outcomes
-        seeds = kernels.seeds(self._lane_words, windows, lanes)
         special = self._special[: self._special.searchsorted(vocabulary)]
-        kept = logits[:, special]
-        for part in (slice(0, rows),) if logits.flags.c_contiguous else (slice(b, b + 1) for b in range(rows)):
-            of_rows = (seeds[part], self._bounds[lanes[part]], complemented[part], additions[part])
+        bounds = self._bounds[lanes]
+        for part in (slice(0, count),) if logits.flags.c_contiguous else (slice(b, b + 1) for b in range(count)):
+            of_rows = (seeds[part], bounds[part], complemented[part], additions[part], special)
             if logits.dtype == np.float32:
                 kernels.add_to_green(logits[part], *of_rows)
             else:
                 kernels.add_to_green_half(logits[part].view(np.uint16), logits.dtype == np.uint16, *of_rows)
-        logits[:, special] = kept
         return outcomes
 
     def windows_of(
@@ -166,42 +161,33 @@ class GreenList:
             ValueError: an id is negative: the engine has not yet said what it sampled (a placeholder).
         """
         h = self.window
-        tails = np.zeros((len(responses), h), dtype=np.int64)
-        whole = np.zeros(len(responses), dtype=np.bool_)
-        for b, ids in enumerate(responses):
-            if len(ids) >= h:
-                tails[b] = ids[len(ids) - h :]
-                whole[b] = True
-        if (tails < 0).any():
+        none = [0] * h
+        whole = np.array([len(ids) >= h for ids in responses], dtype=np.bool_)
+        tails = [ids[len(ids) - h :] if len(ids) >= h else none for ids in responses]
+        windows = np.array(tails, dtype=np.int64).reshape(len(tails), h)
+        if len(tails) and windows.min() < 0:
             raise ValueError("a response holds a negative id: a placeholder of a token that is not known yet")
-        whole &= ~np.isin(tails, self._special).any(axis=1)
-        return tails.astype(np.uint32), whole
+        windows_of_ids = windows.astype(np.uint32)
+        whole &= ~kernels.holds_any(windows_of_ids, self._special)
+        return windows_of_ids, whole
 
-    def _account_rows(
+    def _complemented(
         self,
-        windows: npt.NDArray[np.uint32],
-        lanes: npt.NDArray[np.uint8],
+        positions: npt.NDArray[np.int64],
         accounts: Sequence[str | None] | None,
         outcomes: npt.NDArray[np.uint8],
     ) -> npt.NDArray[np.bool_]:
         """Return which rows' lists are complemented; says of rows that lack an account that they do."""
-        complemented = np.zeros(len(lanes), dtype=np.bool_)
-        in_account_lane = np.flatnonzero((lanes >= self._fleet_lanes) & (outcomes == Outcome.MARKED))
-        if not in_account_lane.size:
-            return complemented
-        positions = self._code_positions(windows)
-        for b in in_account_lane.tolist():
+        complemented = np.zeros(len(positions), dtype=np.bool_)
+        for b, position in enumerate(positions.tolist()):
+            if position < 0 or outcomes[b] != Outcome.MARKED:
+                continue
             account = None if accounts is None else accounts[b]
             if account is None:
                 outcomes[b] = Outcome.NO_ACCOUNT
             else:
-                position = int(positions[b])
                 complemented[b] = self._code_word(account)[position >> 3] >> (position & 7) & 1
         return complemented
-
-    def _code_positions(self, windows: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
-        hashes = kernels.seeds(self._position_words, windows, np.zeros(len(windows), dtype=np.uint8))
-        return (hashes % np.uint64(CODE_BITS)).astype(np.int64)
 
     def _check(
         self,

@@ -26,10 +26,12 @@ __all__ = [
     "add_to_green_half",
     "green",
     "green_sums",
+    "holds_any",
     "inline",
     "kernel",
     "lanes",
     "row",
+    "rows",
     "seeds",
     "uniform",
 ]
@@ -83,6 +85,12 @@ _21, _43 = _R[21]
 _32, _ = _R[32]
 _30, _27, _31, _56 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(56)
 _LANE_MASK = np.uint64(63)
+_CODE_MASK = np.uint64(4095)
+
+#: Tokens that the kernels of a row take at a time, and what SplitMix64's state gains on the way through them: a
+#: table in the first cache is faster than the product (v + 1) * GOLDEN, which is three multiplications without AVX-512.
+_CHUNK = 1024
+_STEPS = np.arange(_CHUNK, dtype=np.uint64) * _GOLDEN
 
 
 @inline
@@ -236,12 +244,55 @@ def green_sums(
 
 
 @kernel
+def rows(
+    windows: Ids, lane_keys: Words, code_key: Words, account_lanes_from: int
+) -> tuple[npt.NDArray[np.uint8], Words, npt.NDArray[np.int64]]:
+    """Return what a batch's windows decide: their lanes, seeds and code-word positions, in one pass.
+
+    Args:
+        windows: (B, h).
+        lane_keys: (64, 2).
+        code_key: (2,), the key that maps a window to a position.
+        account_lanes_from: the first account lane; 64 if there is none.
+
+    Returns:
+        lanes (B,), seeds (B,), and positions 0..4095 (B,), -1 where the window is in a fleet lane.
+    """
+    n, h = windows.shape
+    flat = windows.reshape(n * h)
+    lanes = np.empty(n, np.uint8)
+    seeds = np.empty(n, np.uint64)
+    positions = np.full(n, -1, np.int64)
+    for i in range(n):
+        lane = _sip(_U(0), _U(0), flat, i * h, h) & _LANE_MASK
+        lanes[i] = np.uint8(lane)
+        seeds[i] = _sip(lane_keys[lane, 0], lane_keys[lane, 1], flat, i * h, h)
+        if lane >= account_lanes_from:
+            positions[i] = np.int64(_sip(code_key[0], code_key[1], flat, i * h, h) & _CODE_MASK)
+    return lanes, seeds, positions
+
+
+@kernel
+def holds_any(windows: Ids, special: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return whether each window holds one of the special ids: (n, h), strictly increasing (s,) to (n,)."""
+    n, h = windows.shape
+    out = np.zeros(n, np.bool_)
+    for i in range(n):
+        for j in range(h):
+            found = np.searchsorted(special, np.int64(windows[i, j]))
+            if found < special.shape[0] and special[found] == np.int64(windows[i, j]):
+                out[i] = True
+    return out
+
+
+@kernel
 def add_to_green(
     logits: npt.NDArray[np.float32],
     row_seeds: Words,
     row_bounds: Words,
     complemented: npt.NDArray[np.bool_],
     additions: npt.NDArray[np.float32],
+    special: npt.NDArray[np.int64],
 ) -> None:
     """Add to the green logits of each row, in place.
 
@@ -250,26 +301,39 @@ def add_to_green(
     Args:
         logits: float32 of shape (B, V).
         row_seeds: (B,), each row's window's seed.
-        row_bounds: (B,).
+        row_bounds: (B,), k << 56.
         complemented: (B,), rows whose green list is the other tokens.
         additions: (B,), float32.
+        special: (s,), ids below V that keep their logits.
     """
     rows, vocabulary = logits.shape
+    kept = np.empty(special.shape[0], np.float32)
+    whole = vocabulary // _CHUNK
     for b in range(rows):
         addition = additions[b]
         if addition == 0.0:
             continue
+        for i in range(special.shape[0]):
+            kept[i] = logits[b, special[i]]
         seed = row_seeds[b]
-        bound = row_bounds[b]
+        # u < k << 56 looks at u's highest byte alone, which the last shift of SplitMix64 leaves as it is.
+        k = np.int64(row_bounds[b] >> _56)
         # x + -0.0 is x to the bit, -0.0 among them; x + 0.0 is not.
         on_green = np.float32(-0.0) if complemented[b] else addition
         on_others = addition if complemented[b] else np.float32(-0.0)
-        for v in range(vocabulary):
-            logits[b, v] += on_green if _mix(seed, v) < bound else on_others
-
-
-#: Tokens that the half-precision kernel widens at a time: 4 KiB of float32, which stays in the first cache.
-_CHUNK = 1024
+        for chunk in range(whole):
+            start = chunk * _CHUNK
+            state = seed + _U(start + 1) * _GOLDEN
+            part = logits[b, start : start + _CHUNK]
+            for i in range(_CHUNK):
+                z = state + _STEPS[i]
+                z = (z ^ (z >> _30)) * _MIX_1
+                z = (z ^ (z >> _27)) * _MIX_2
+                part[i] += on_green if np.int64(z >> _56) < k else on_others
+        for v in range(whole * _CHUNK, vocabulary):
+            logits[b, v] += on_green if _mix(seed, v) < row_bounds[b] else on_others
+        for i in range(special.shape[0]):
+            logits[b, special[i]] = kept[i]
 
 
 @inline
@@ -328,6 +392,7 @@ def add_to_green_half(
     row_bounds: Words,
     complemented: npt.NDArray[np.bool_],
     additions: npt.NDArray[np.float32],
+    special: npt.NDArray[np.int64],
 ) -> None:
     """Add to the green logits of half-precision rows, in place: `add_to_green` on 16-bit floats.
 
@@ -341,14 +406,18 @@ def add_to_green_half(
         row_bounds: (B,).
         complemented: (B,).
         additions: (B,), float32.
+        special: (s,), ids below V that keep their logits.
     """
     rows, vocabulary = logits.shape
+    kept = np.empty(special.shape[0], np.uint16)
     words = np.empty(_CHUNK, np.uint32)
     values = words.view(np.float32)
     for b in range(rows):
         addition = additions[b]
         if addition == 0.0:
             continue
+        for i in range(special.shape[0]):
+            kept[i] = logits[b, special[i]]
         seed = row_seeds[b]
         bound = row_bounds[b]
         other = complemented[b]
@@ -370,3 +439,5 @@ def add_to_green_half(
                 for i in range(count):
                     if (_mix(seed, start + i) < bound) != other:
                         logits[b, start + i] = np.uint16(_round_to_float16(words[i]))
+        for i in range(special.shape[0]):
+            logits[b, special[i]] = kept[i]

@@ -13,6 +13,7 @@ A server that watches its key file (`watermark.marker`) takes the change up with
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from watermark.errors import KeyringError, UsageError, printable
 from watermark.keyring import Event, Keyring, Scope, checked_delta
 from watermark.keys import NO_ACTIVATION, Params, check_scope_name, scope_key
 
-__all__ = ["activate", "add_scope", "derive", "retire", "update_key_file"]
+__all__ = ["activate", "add_scope", "derive", "parse_activation", "retire", "update_key_file"]
 
 
 def add_scope(keyring: Keyring, name: str, *, params: Params, delta: float) -> Keyring:
@@ -56,6 +57,20 @@ def activate(keyring: Keyring, name: str, *, activation: bytes = NO_ACTIVATION) 
         raise UsageError(f"activation: expected 32 bytes (64 hexadecimal digits), got {len(activation)}")
     scope = _in_state(keyring, name, "pending", "activated")
     return _replaced(keyring, replace(scope, activation=activation, history=(*scope.history, Event.now("active"))))
+
+
+def parse_activation(text: str) -> bytes:
+    """Return public randomness of 32 bytes from its 64 hexadecimal digits.
+
+    Raises:
+        UsageError: it is anything else.
+    """
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+        raise UsageError(
+            f"activation: expected 64 hexadecimal digits, got {len(text)} characters. A longer value is hashed first: "
+            "sha256sum"
+        )
+    return bytes.fromhex(text)
 
 
 def retire(keyring: Keyring, name: str) -> Keyring:

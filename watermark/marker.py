@@ -206,22 +206,19 @@ class Marker:
         Raises:
             ValueError: a response holds a placeholder of a token that the engine has not sampled yet.
         """
-        rows = len(requests)
-        by_list: dict[int, tuple[GreenList, list[int]]] = {}
+        by_list: dict[GreenList | None, list[int]] = {}
         for b, request in enumerate(requests):
-            if request.green_list is None:
-                self.counts.tokens[None, Outcome.OFF] += 1
-            else:
-                by_list.setdefault(id(request.green_list), (request.green_list, []))[1].append(b)
-        for green_list, chosen in by_list.values():
+            by_list.setdefault(request.green_list, []).append(b)
+        for green_list, chosen in by_list.items():
+            if green_list is None:
+                self.counts.tokens[None, Outcome.OFF] += len(chosen)
+                continue
             windows, whole = green_list.windows_of([responses[b] for b in chosen])
-            accounts = [requests[b].account for b in chosen]
             strength = np.array([requests[b].strength for b in chosen], dtype=np.float32)
-            # Rows of one scope are nearly always all rows; otherwise the others are masked, and not copied.
-            if len(chosen) < rows:
-                windows, whole, strength = (_spread(part, chosen, rows) for part in (windows, whole, strength))
-                accounts = [requests[b].account for b in range(rows)]
+            if len(chosen) < len(requests):  # Rows of another scope, or of none, are masked, and not copied.
+                windows, whole, strength = (_spread(part, chosen, len(requests)) for part in (windows, whole, strength))
             target = logits.copy() if self.config.shadow else logits
+            accounts = [request.account for request in requests]
             outcomes = green_list.bias(target, windows, marked=whole, accounts=accounts, strength=strength)
             self.counts.add(green_list.scope.name, outcomes[chosen], shadow=self.config.shadow)
 

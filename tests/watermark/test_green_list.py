@@ -480,7 +480,7 @@ def test_every_half_precision_value_is_added_to_and_rounded_to_nearest_even(bflo
     every = np.arange(2**16, dtype=np.uint16)
     logits = every[None, :].copy()
     one = (np.array([5], np.uint64), np.array([2**63], np.uint64), np.array([False]), np.array([addition], np.float32))
-    kernels.add_to_green_half(logits, bfloat16, *one)
+    kernels.add_to_green_half(logits, bfloat16, *one, np.array([], dtype=np.int64))
     green = prf.split_mix(one[0], every.astype(np.uint32)) < one[1]
     with np.errstate(over="ignore", invalid="ignore"):
         if bfloat16:

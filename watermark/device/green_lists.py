@@ -25,12 +25,12 @@ import numpy.typing as npt
 import torch
 
 from watermark.device import torch_bias
-from watermark.device.tables import DeviceTables, Outcome
+from watermark.device.tables import DeviceTables
 from watermark.device.windows import TokenTable, windows_from
 from watermark.keys import ScopeKeys
 from watermark.prf import MAX_WINDOW
 
-__all__ = ["DeviceGreenLists", "Outcome"]
+__all__ = ["DeviceGreenLists"]
 
 _INTEGERS = (torch.int32, torch.int64)
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -176,6 +176,9 @@ class DeviceGreenLists:
         self._check_logits(logits)
         table.check()
         self._check("row_slot", table.row_slot, (logits.shape[0],))
+        for name in ("all_token_ids", "prompt_len", "local_pos", "input_ids", "pos"):
+            tensor = getattr(table, name)
+            self._check(name, tensor, tuple(tensor.shape))
         if table.all_token_ids.shape[0] < self.tables.max_slots:
             raise ValueError(
                 f"all_token_ids: expected {self.tables.max_slots} or more slots, got {table.all_token_ids.shape[0]}"
@@ -203,7 +206,7 @@ class DeviceGreenLists:
             triton_kernels.add_to_green(logits, self.tables, plan)
 
     def counts(self) -> npt.NDArray[np.int64]:
-        """Return how many rows of each scope had each `Outcome`: int64 of shape (max_scopes, 4).
+        """Return how many rows of each scope had each `Outcome`: int64 of shape (max_scopes, 5).
 
         Rows of logits, whatever became of their samples: those of rejected drafts and of unfinished
         prefills are among them. Waits for the device; the only thing here that does.

@@ -22,7 +22,7 @@ from watermark.marker import Marker, RequestMark
 __all__ = ["DeviceRequests"]
 
 #: Scopes that one process may mark under in its life: a slot remembers its scope until it is used again.
-_SCOPES = 64
+_SCOPES = 32
 
 
 class DeviceRequests:
@@ -42,7 +42,7 @@ class DeviceRequests:
         self.marker = marker
         self.lists = DeviceGreenLists(device=device, max_slots=max_slots, vocab_size=vocab_size, max_scopes=_SCOPES)
         self._green_lists: dict[int, GreenList] = {}
-        self._counted = np.zeros((_SCOPES, len(Outcome) - 1), dtype=np.int64)
+        self._counted = np.zeros((_SCOPES, len(Outcome)), dtype=np.int64)
         self._copy: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
         self._next_look = time.monotonic() + marker.config.refresh
         if marker.green_list is not None:
@@ -186,6 +186,4 @@ class DeviceRequests:
         new = counts - self._counted
         self._counted = counts.copy()
         for index, green_list in self._green_lists.items():
-            # The device does not know LOW_ENTROPY, the last.
-            totals = np.append(new[index], 0)
-            self.marker.counts.add_totals(green_list.scope.name, totals, shadow=self.marker.config.shadow)
+            self.marker.counts.add_totals(green_list.scope.name, new[index], shadow=self.marker.config.shadow)

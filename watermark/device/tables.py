@@ -9,7 +9,6 @@ The tensors hold secrets (lane keys, code words): they are in no repr and no pic
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import Final, NoReturn
 
 import numpy as np
@@ -17,16 +16,14 @@ import numpy.typing as npt
 import torch
 
 from watermark.errors import UsageError
+from watermark.green_list import Outcome
 from watermark.keys import CODE_BITS, ScopeKeys
 from watermark.prf import LANES, key_words
 
-__all__ = ["MASK_BITS", "TILE", "DeviceTables", "Outcome"]
+__all__ = ["TILE", "DeviceTables"]
 
 #: Token ids that one Triton program biases; special ids are also counted by tiles of this many.
 TILE: Final = 2048
-
-#: Ids in one word of a scope's bitmap of special ids.
-MASK_BITS: Final = 32
 
 _CODE_WORDS: Final = CODE_BITS // 64
 
@@ -40,18 +37,6 @@ _SLOT: Final = np.dtype(
         ("code", "<u8", (_CODE_WORDS,)),
     ]
 )
-
-
-class Outcome(IntEnum):
-    """What was done with a row of logits; the numbers are the columns of the device's counter."""
-
-    MARKED = 0
-    OFF = 1
-    """The slot's addition is 0."""
-    NO_WINDOW = 2
-    """Fewer than h ids since the response's start or its last special id, or ids that the engine has not got yet."""
-    NO_ACCOUNT = 3
-    """The window falls into an account lane, and the slot has no account."""
 
 
 class DeviceTables:
@@ -84,8 +69,8 @@ class DeviceTables:
         self.windows = zeros(max_scopes, dtype=torch.int32)
         """(max_scopes,), each scope's h."""
         self.fleet_lanes = zeros(max_scopes, dtype=torch.int32)
-        self.special = zeros(max_scopes, -(-vocab_size // MASK_BITS), dtype=torch.int32)
-        """Bitmap: id v is special where bit v % 32 of word v // 32 is set."""
+        self.special = zeros(max_scopes, vocab_size, dtype=torch.uint8)
+        """(max_scopes, vocab_size), 1 where an id is special."""
         self.special_tiles = zeros(max_scopes, -(-vocab_size // TILE), dtype=torch.int32)
         """How many special ids each tile of the vocabulary holds."""
         self.counts = zeros(max_scopes, len(Outcome), dtype=torch.int64)
@@ -131,14 +116,14 @@ class DeviceTables:
             raise UsageError(f"scope {scope.name}: all {self.max_scopes} places are taken; raise max_scopes")
         index = self._scopes.index(None)
         params = scope.params
-        bitmap = np.zeros(self.special.shape[1] * MASK_BITS, dtype=np.uint8)
-        bitmap[[i for i in params.special_ids if i < self.vocab_size]] = 1
-        tiles = np.add.reduceat(bitmap, np.arange(0, len(bitmap), TILE), dtype=np.int32)
+        special = np.zeros(self.vocab_size, dtype=np.uint8)
+        special[[i for i in params.special_ids if i < self.vocab_size]] = 1
+        tiles = np.add.reduceat(special, np.arange(0, self.vocab_size, TILE), dtype=np.int32)
         self._write(self.lane_words[index], scope.lane_words().view(np.int64))
         self._write(self.lane_k[index], (params.bounds() >> np.uint64(56)).astype(np.int32))
         code_words = np.array(key_words(scope.code_key().reveal()), dtype=np.uint64)
         self._write(self.code_words[index], code_words.view(np.int64))
-        self._write(self.special[index], np.packbits(bitmap, bitorder="little").view("<i4"))
+        self._write(self.special[index], special)
         self._write(self.special_tiles[index], tiles)
         self.windows[index] = params.window
         self.fleet_lanes[index] = params.fleet_lanes

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 
 import torch
 
-from watermark.device.tables import MASK_BITS, DeviceTables, Outcome
+from watermark.device.tables import DeviceTables
 from watermark.device.torch_prf import is_green, lane, siphash24, split_mix, split_mix_steps
+from watermark.green_list import Outcome
 from watermark.keys import CODE_BITS
 
 __all__ = ["RowPlan", "add_to_green", "plan_rows"]
 
-#: Logits worked on at once: some 100 MB of temporaries.
-_CHUNK = 2**21
+#: Logits worked on at once: on a CPU what its cache holds, elsewhere some 200 MB of temporaries.
+_CHUNK = {"cpu": 2**15}
+_CHUNK_ELSEWHERE = 2**22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,7 @@ def plan_rows(
     width = ids.shape[1]
     place = torch.arange(width, device=ids.device)
     known_id, in_vocabulary = _bounded(ids, tables.vocab_size)
-    usable = in_vocabulary & ~_is_special(tables, scope[:, None], known_id)
+    usable = in_vocabulary & (tables.special[scope[:, None], known_id] == 0)
     whole = (window_length >= h) & (usable | (place < width - h[:, None])).all(dim=1)
 
     # The h ids at the right go to the left, where the hash wants them.
@@ -81,24 +83,21 @@ def plan_rows(
 def add_to_green(logits: torch.Tensor, tables: DeviceTables, plan: RowPlan) -> None:
     """Add each row's addition to its green logits, in place, as many columns at once as memory allows."""
     rows, vocabulary = logits.shape
-    chunk = max(_CHUNK // rows, MASK_BITS)
+    chunk = max(_CHUNK.get(logits.device.type, _CHUNK_ELSEWHERE) // rows, 1)
+    seed, k = plan.seed[:, None], plan.k[:, None]
+    addition, complemented = plan.addition[:, None], plan.complemented[:, None]
+    marked = addition != 0
     for start in range(0, vocabulary, chunk):
         part = logits[:, start : start + chunk]
-        tokens = torch.arange(start, start + part.shape[1], device=logits.device)
-        u = split_mix(plan.seed[:, None], split_mix_steps(tokens)[None, :])
-        chosen = is_green(u, plan.k[:, None]) ^ plan.complemented[:, None]
-        chosen &= ~_is_special(tables, plan.scope[:, None], tokens[None, :])
-        chosen &= plan.addition[:, None] != 0
-        biased = (part.float() + plan.addition[:, None]).to(part.dtype)
-        part.copy_(torch.where(chosen, biased, part))
+        stop = start + part.shape[1]
+        steps = split_mix_steps(torch.arange(start, stop, device=logits.device))
+        chosen = is_green(split_mix(seed, steps[None, :]), k) ^ complemented
+        chosen &= marked
+        chosen &= tables.special[:, start:stop].index_select(0, plan.scope) == 0
+        part.copy_(torch.where(chosen, (part.float() + addition).to(part.dtype), part))
 
 
 def _bounded(index: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return *index* with what is out of 0..size - 1 replaced by 0, and which were inside."""
     inside = (index >= 0) & (index < size)
     return torch.where(inside, index, 0), inside
-
-
-def _is_special(tables: DeviceTables, scope: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    words = tables.special[scope, ids // MASK_BITS]
-    return ((words >> (ids % MASK_BITS).int()) & 1) == 1

@@ -16,8 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
-from watermark.device.tables import TILE, DeviceTables, Outcome
+from watermark.device.tables import TILE, DeviceTables
 from watermark.device.windows import TokenTable
+from watermark.green_list import Outcome
 from watermark.keys import CODE_BITS
 from watermark.prf import LANES
 
@@ -94,7 +95,7 @@ def _sip(k0, k1, h, newest_ptr, newest_count, older_ptr):
     return v0 ^ v1 ^ v2 ^ v3
 
 
-@triton.jit(do_not_specialize=["max_slots", "max_scopes", "special_stride", "vocab_size", "ids_stride"])
+@triton.jit(do_not_specialize=["max_slots", "max_scopes", "vocab_size", "ids_stride"])
 def plan_kernel(
     plan_ptr,  # int64 (R, PLAN_WORDS)
     counts_ptr,  # int64 (max_scopes, outcomes)
@@ -107,8 +108,7 @@ def plan_kernel(
     lane_words_ptr,  # int64 (max_scopes, 64, 2)
     lane_k_ptr,  # int32 (max_scopes, 64)
     code_words_ptr,  # int64 (max_scopes, 2)
-    special_ptr,  # int32 (max_scopes, special_stride)
-    special_stride,
+    special_ptr,  # uint8 (max_scopes, vocab_size)
     vocab_size,
     ids_ptr,  # (R, ids_stride): the rows' windows, or with FROM_TABLE the ids fed
     ids_stride,
@@ -154,8 +154,7 @@ def plan_kernel(
         for back in range(h):
             found = _id_before(back, newest_ptr, newest_count, older_ptr)
             inside = (found >= 0) & (found < vocab_size)
-            word = tl.load(special_ptr + scope * special_stride + (found >> 5), mask=inside, other=-1)
-            bad = bad | ((word >> (found & 31).to(tl.int32)) & 1)
+            bad = bad | tl.load(special_ptr + scope * vocab_size + found, mask=inside, other=1).to(tl.int32)
     if bad != 0:
         tl.atomic_add(counts + _NO_WINDOW, 1, sem="relaxed")
         return
@@ -183,14 +182,14 @@ def plan_kernel(
     tl.atomic_add(counts + _MARKED, 1, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["special_stride", "tiles"])
+@triton.jit(do_not_specialize=["tiles"])
 def add_kernel(
     logits_ptr,  # (R, V), row stride logits_stride
     logits_stride,
     vocabulary,
     plan_ptr,  # int64 (R, PLAN_WORDS)
-    special_ptr,  # int32 (max_scopes, special_stride)
-    special_stride,
+    special_ptr,  # uint8 (max_scopes, vocab_size)
+    vocab_size,
     special_tiles_ptr,  # int32 (max_scopes, tiles)
     tiles,
 ):
@@ -207,20 +206,22 @@ def add_kernel(
     gamma = tl.load(plan + 2).to(tl.uint32)
     scope = tl.load(plan + 3)
 
-    token = tile * _TILE + tl.arange(0, _TILE)
+    offset = tl.arange(0, _TILE)
+    token = tile * _TILE + offset
     inside = token < vocabulary
     place = logits_ptr + row * logits_stride + token
     before = tl.load(place, mask=inside)
-    z = seed + (token.to(tl.uint64) + 1) * _GOLDEN
+    z = seed + (tile.to(tl.uint64) * _TILE + 1) * _GOLDEN + offset.to(tl.uint64) * _GOLDEN
     z = (z ^ (z >> 30)) * _MIX_1
     z = (z ^ (z >> 27)) * _MIX_2
     # u is z ^ (z >> 31), whose high 31 bits are z's: `u < k * 2^56` is a comparison of z's high half.
     chosen = ((z >> 32).to(tl.uint32) < ((gamma & 255) << 24)) != (gamma > 255)
+    after = tl.where(chosen, (before.to(tl.float32) + addition).to(before.dtype), before)
+    # Most tiles hold no special id.
     if tl.load(special_tiles_ptr + scope * tiles + tile) != 0:
-        words = tl.load(special_ptr + scope * special_stride + (token >> 5), mask=inside, other=0)
-        chosen = chosen & (((words >> (token & 31)) & 1) == 0)
-    after = (before.to(tl.float32) + addition).to(before.dtype)
-    tl.store(place, tl.where(chosen, after, before), mask=inside)
+        special = tl.load(special_ptr + scope * vocab_size + token, mask=inside, other=0)
+        after = tl.where(special != 0, before, after)
+    tl.store(place, after, mask=inside)
 
 
 def plan_rows(
@@ -261,7 +262,6 @@ def _plan(
         tables.lane_k,
         tables.code_words,
         tables.special,
-        tables.special.shape[1],
         tables.vocab_size,
         ids,
         ids_stride,
@@ -287,7 +287,7 @@ def add_to_green(logits: torch.Tensor, tables: DeviceTables, plan: torch.Tensor)
         vocabulary,
         plan,
         tables.special,
-        tables.special.shape[1],
+        tables.vocab_size,
         tables.special_tiles,
         tables.special_tiles.shape[1],
         num_warps=4,
