@@ -22,7 +22,7 @@ from watermark.marker import Marker, RequestMark
 __all__ = ["DeviceRequests"]
 
 #: Scopes that one process may mark under in its life: a slot remembers its scope until it is used again.
-_SCOPES = 64
+_SCOPES = 32
 
 
 class DeviceRequests:
@@ -186,6 +186,4 @@ class DeviceRequests:
         new = counts - self._counted
         self._counted = counts.copy()
         for index, green_list in self._green_lists.items():
-            # The device does not know LOW_ENTROPY, the last.
-            totals = np.append(new[index], 0)
-            self.marker.counts.add_totals(green_list.scope.name, totals, shadow=self.marker.config.shadow)
+            self.marker.counts.add_totals(green_list.scope.name, new[index], shadow=self.marker.config.shadow)

@@ -17,9 +17,11 @@ Written against vLLM 0.32, whose names are cited where something depends on them
 
 from __future__ import annotations
 
+import atexit
 import functools
 import logging
 import os
+import threading
 import weakref
 from http import HTTPStatus
 from typing import Any
@@ -57,7 +59,10 @@ log = logging.getLogger("taggant")
 _FLAG = "--logits-processors watermark.engines.vllm:GreenListProcessor"
 
 
-@functools.cache
+_lock = threading.Lock()
+_marker: Marker | None = None
+
+
 def process_marker() -> Marker:
     """Return this process's marker, made from the environment when it is first asked for.
 
@@ -65,13 +70,17 @@ def process_marker() -> Marker:
         UsageError: the server is not configured, or wrongly.
         KeyringError: the key file is missing, unsafe or malformed, or no scope may mark.
     """
-    if not log.handlers:
-        # vLLM sets up the loggers of its own name alone, and an operator reads what it writes.
-        log.handlers, log.propagate = logging.getLogger("vllm").handlers, False
-        log.setLevel(logging.INFO)
-    marker = Marker(ServingConfig.from_environment())
-    marker.watch()
-    return marker
+    global _marker
+    with _lock:  # vLLM admits requests in several threads, and two markers would write one file of counters.
+        if _marker is None:
+            if not log.handlers:
+                # vLLM sets up the loggers of its own name alone, and an operator reads what it writes.
+                log.handlers, log.propagate = logging.getLogger("vllm").handlers, False
+                log.setLevel(logging.INFO)
+            _marker = Marker(ServingConfig.from_environment())
+            _marker.watch()
+            atexit.register(_marker.close)
+        return _marker
 
 
 class GreenListProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[misc]
@@ -367,6 +376,10 @@ def _check_server(vllm_config: Any, marker: Marker, *, v2: bool) -> None:
         )
     if getattr(vllm_config.model_config, "is_diffusion", False):
         raise UsageError("a diffusion model's answers cannot be marked: set TAGGANT_POLICY=off to serve it")
+    if str(getattr(vllm_config.model_config, "logprobs_mode", "")).startswith("processed"):
+        log.warning("--logprobs-mode processed_* shows clients the green list: let the ingress strip logprobs")
+    if getattr(vllm_config, "watermark_config", None) is not None:
+        log.warning("vLLM's own watermark is on as well, and each weakens the other: leave --watermark-config out")
     _check_tokenizer(vllm_config.model_config, marker)
 
 

@@ -22,6 +22,7 @@ torch = pytest.importorskip("torch", reason="needs torch")
 from vllm import SamplingParams  # noqa: E402
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError  # noqa: E402
 
+from watermark.engines import vllm as module  # noqa: E402
 from watermark.engines import vllm_guard  # noqa: E402
 from watermark.engines.vllm import GreenListProcessor, process_marker  # noqa: E402
 from watermark.errors import KeyringError, TaggantError, TokenizerError, UsageError  # noqa: E402
@@ -74,11 +75,17 @@ def key_file(tokenizer: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def configured(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Configured]:
-    process_marker.cache_clear()
+    forget_marker()
     made = Configured(key_file, monkeypatch)
     made(fields="plain", refresh=3600.0)
     yield made
     made.close()
+
+
+def forget_marker() -> None:
+    if module._marker is not None:
+        module._marker.close()
+        module._marker = None
 
 
 class Configured:
@@ -96,9 +103,7 @@ class Configured:
         self.monkeypatch.setenv("TAGGANT_CONFIG", str(path))
 
     def close(self) -> None:
-        if process_marker.cache_info().currsize:
-            process_marker().close()
-        process_marker.cache_clear()
+        forget_marker()
 
 
 def server(tokenizer: Path | str, **values: Any) -> Any:
@@ -568,7 +573,7 @@ def test_a_tokenizer_that_cannot_be_told_is_refused_unless_it_is_named(
 def test_unconfigured_it_refuses_to_start_and_switched_off_it_does_nothing(
     tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process_marker.cache_clear()
+    forget_marker()
     for name in ("TAGGANT_CONFIG", "TAGGANT_KEYRING", "TAGGANT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UsageError, match="TAGGANT_KEYRING"):
@@ -577,8 +582,7 @@ def test_unconfigured_it_refuses_to_start_and_switched_off_it_does_nothing(
     processor = GreenListProcessor(server("nowhere", async_scheduling=True), torch.device("cpu"), False)
     assert not one_row(processor, SamplingParams(), [3, 5]).any()
     GreenListProcessor.validate_params(SamplingParams(max_tokens=1, logprobs=4, detokenize=False, watermarking=False))
-    process_marker().close()
-    process_marker.cache_clear()
+    forget_marker()
 
 
 def test_a_key_file_that_others_can_read_stops_the_start(configured: Configured, tokenizer: Path) -> None:

@@ -381,25 +381,133 @@ def z_of(responses: list[list[int]], scope: ScopeKeys, account: str | None, *, a
     return (sum(hits) - share * len(hits)) / math.sqrt(share * (1 - share) * len(hits))
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (
-            ["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}'],
-            "speculative decoding with vLLM's V1 model runner leaves logits processors out",
-        ),
-    ],
-)
-def test_speculative_decoding_with_the_v1_runner_does_not_start(
-    model: Path, installed: Path, key_file: Path, options: list[str], said: str
-) -> None:
+def test_speculative_decoding_with_the_v1_runner_does_not_start(model: Path, installed: Path, key_file: Path) -> None:
+    options = '{"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}'
     started = subprocess.run(
-        command(model, free_port(), *options),
+        command(model, free_port(), "--speculative-config", options),
         env=environment(installed, TAGGANT_KEYRING=str(key_file)),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert started.returncode != 0
-    assert said in started.stdout + started.stderr
+    assert "V1 model runner leaves logits processors out" in started.stdout + started.stderr
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of two layers with a vocabulary of bytes, quick enough for an interpreter."""
+    import torch
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from watermark.gguf import byte_characters
+
+    folder = tmp_path_factory.mktemp("small")
+    made = Tokenizer(models.BPE(vocab={text: i for i, text in enumerate(byte_characters())}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in ("<s>", "</s>")])
+    made.save(str(folder / "tokenizer.json"))
+    described = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    config = LlamaConfig(
+        vocab_size=258,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=256,
+        eos_token_id=257,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+FIELDS: list[dict[str, str]] = [
+    {"taggant_account": "acme"},
+    {"taggant_mark": "off"},
+    {},
+    {"taggant_account": "beta"},
+    {"taggant_account": "acme"},
+    {},
+]
+
+
+def in_process(
+    model: Path, key_file: Path, installed: Path, folder: Path, *, v2: bool, **options: Any
+) -> dict[str, Any]:
+    """Six requests through vLLM's offline class, in a process of its own."""
+    (folder / "taggant.toml").write_text(f'keyring = "{key_file}"\nfields = "plain"\n')
+    support = Path(__file__).parents[2] / "support"
+    v2_settings = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"} if v2 else {}
+    told = subprocess.run(
+        [sys.executable, str(support / "vllm_answers.py"), str(model), json.dumps(options), json.dumps(FIELDS)],
+        env=environment(
+            installed,
+            *([support / "triton_interpreter"] if v2 else []),
+            TAGGANT_CONFIG=str(folder / "taggant.toml"),
+            VLLM_ENABLE_V1_MULTIPROCESSING="0",
+            **v2_settings,
+        ),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert told.returncode == 0, told.stderr[-3000:]
+    return dict(json.loads(told.stdout.splitlines()[-1]))
+
+
+@pytest.fixture
+def small_key_file(small_model: Path, tmp_path: Path) -> Path:
+    tokenizer = load(small_model)
+    params = Params(tokenizer=tokenizer.digest(), special_ids=tokenizer.special_ids, window=2, account_lanes=16)
+    keyring = add_scope(Keyring(root=Secret(bytes(range(32))), scopes=()), FIRST, params=params, delta=2.0)
+    activate(keyring, FIRST).write(tmp_path / "small.json")
+    return tmp_path / "small.json"
+
+
+def check_marks(told: dict[str, Any], key_file: Path) -> None:
+    scope = Keyring.load(key_file).scope(FIRST)
+    for fields, ids in zip(FIELDS, told["answers"], strict=True):
+        marked = fields.get("taggant_mark") != "off"
+        assert z_of([ids], scope, None) > 3.5 if marked else z_of([ids], scope, None) < 3.5
+        for account in ("acme", "beta"):
+            z = z_of([ids], scope, account, account_lanes=True)
+            assert z > 1.5 if fields.get("taggant_account") == account else z < 3.5
+
+
+def test_requests_that_were_preempted_are_marked_as_before(
+    small_model: Path, small_key_file: Path, installed: Path, tmp_path: Path
+) -> None:
+    told = in_process(
+        small_model, small_key_file, installed, tmp_path, v2=False, block_size=32, num_gpu_blocks_override=9
+    )
+    assert told["preempted"] > 0
+    check_marks(told, small_key_file)
+
+
+def test_the_v2_runner_marks_with_and_without_speculative_decoding_and_preemption(
+    small_model: Path, small_key_file: Path, installed: Path, tmp_path: Path
+) -> None:
+    plain = in_process(small_model, small_key_file, installed, tmp_path, v2=True)
+    check_marks(plain, small_key_file)
+    drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
+    told = in_process(
+        small_model,
+        small_key_file,
+        installed,
+        tmp_path,
+        v2=True,
+        speculative_config=drafts,
+        block_size=32,
+        num_gpu_blocks_override=9,
+    )
+    assert told["accepted"] > 0
+    assert told["preempted"] > 0
+    check_marks(told, small_key_file)
