@@ -53,6 +53,10 @@ COMMANDS = (
     "keys activate",
     "keys retire",
     "keys derive",
+    "keys ingress",
+    "accounts",
+    "accounts add",
+    "accounts list",
     "generate",
     "detect",
     "detect text",
@@ -63,6 +67,13 @@ COMMANDS = (
     "study",
     "study run",
     "study table",
+    "ledger",
+    "ledger create-key",
+    "ledger append",
+    "ledger checkpoint",
+    "ledger prove",
+    "ledger verify",
+    "ledger export",
 )
 
 ANSWER = "Because molecules of the air scatter the short waves of sunlight much more than they do the long ones."

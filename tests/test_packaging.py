@@ -52,8 +52,9 @@ def test_the_wheel_holds_the_packages_and_what_they_read(shipped: list[str]) -> 
         "detect/py.typed",
         "watermark/py.typed",
         "watermark/probe.txt",
+        "watermark/ledger/migrations/script.py.mako",
     }
-    examples = {f"detect/examples/{path.name}" for path in (ROOT / "examples").iterdir()}
+    examples = {f"detect/examples/{path.name}" for path in (ROOT / "examples").iterdir() if path.is_file()}
     assert {"detect/examples/keyring.json", "detect/examples/smollm2.tiktoken"} <= examples
     assert (modules | data | examples) - names == set()
 
@@ -69,6 +70,7 @@ def test_the_wheel_holds_nothing_else(shipped: list[str]) -> None:
     }
     inner = {PurePosixPath(name).parts[1] for name in kept if name.startswith(("detect/", "watermark/"))}
     assert {"tests", "benchmarks", "docs"} & inner == set()
+    assert [name for name in kept if "/serve/" in name] == []
     assert [name for name in kept if name.endswith((".partial", ".pem", ".key"))] == []
 
 
