@@ -53,7 +53,8 @@ def test_the_wheel_holds_the_packages_and_what_they_read(shipped: list[str]) -> 
         "watermark/py.typed",
         "watermark/probe.txt",
     }
-    examples = {f"detect/examples/{path.name}" for path in (ROOT / "examples").iterdir()}
+    shown = [path for path in (ROOT / "examples").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    examples = {f"detect/examples/{path.relative_to(ROOT / 'examples').as_posix()}" for path in shown}
     assert {"detect/examples/keyring.json", "detect/examples/smollm2.tiktoken"} <= examples
     assert (modules | data | examples) - names == set()
 
@@ -73,7 +74,7 @@ def test_the_wheel_holds_nothing_else(shipped: list[str]) -> None:
 
 
 def test_the_examples_are_small() -> None:
-    assert sum(path.stat().st_size for path in (ROOT / "examples").iterdir()) < 5_000_000
+    assert sum(path.stat().st_size for path in (ROOT / "examples").rglob("*")) < 5_000_000
 
 
 def test_the_metadata() -> None:
