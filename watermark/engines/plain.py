@@ -63,12 +63,15 @@ class RowMarker:
             ValueError: a shape or dtype is not as above, or an id is a placeholder (negative).
         """
         response = self.response_of(input_ids)
-        if isinstance(logits, np.ndarray):
-            self._mark(logits, response)
+        rows = logits[None] if logits.ndim == 1 else logits
+        if rows.ndim != 2 or rows.shape[0] != 1:
+            raise ValueError(f"logits: expected one row, (V,) or (1, V), got shape {tuple(logits.shape)}")
+        if isinstance(rows, np.ndarray):
+            self._mark(rows, response)
         else:
-            from watermark.engines.tensors import bias_tensor
+            from watermark.engines.tensors import bias_rows
 
-            bias_tensor(logits.unsqueeze(0) if logits.ndim == 1 else logits, lambda row: self._mark(row, response))
+            bias_rows(self.marker, rows, [response], [self.request])
         return logits
 
     def response_of(self, input_ids: Any) -> npt.NDArray[Any]:
@@ -83,19 +86,16 @@ class RowMarker:
         tail = input_ids[start:]
         return np.asarray(tail if isinstance(tail, np.ndarray | list | tuple) else tail.tolist(), dtype=np.int64)
 
-    def _mark(self, logits: npt.NDArray[Any], response: npt.NDArray[Any]) -> None:
-        rows = logits[None] if logits.ndim == 1 else logits
-        if rows.ndim != 2 or rows.shape[0] != 1:
-            raise ValueError(f"logits: expected one row, (V,) or (1, V), got shape {logits.shape}")
+    def _mark(self, rows: npt.NDArray[Any], response: npt.NDArray[Any]) -> None:
         if rows.strides[1] == rows.itemsize:
             self.marker.bias(rows, [response], [self.request])
             return
-        # The row lies scattered (llama-cpp-python's does), and kernels want it in one piece.
+        # The row lies scattered, and kernels want it in one piece.
         if self._row is None or self._row.shape != rows.shape or self._row.dtype != rows.dtype:
             self._row = np.empty(rows.shape, dtype=rows.dtype)
         self._row[:] = rows
         self.marker.bias(self._row, [response], [self.request])
-        logits[...] = self._row.reshape(logits.shape)
+        rows[:] = self._row
 
 
 def trial_marker(marker: Marker) -> Marker:

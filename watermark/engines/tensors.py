@@ -1,19 +1,36 @@
 """Logits as PyTorch tensors: the same bias, on whichever device they are.
 
 On the CPU the tensor's own memory is biased. Elsewhere the rows travel to the CPU and back, which is right
-to the bit and slow.
+to the bit and slow; `bias_rows` knows all that the kernels of `watermark.device` want instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["array_of", "bias_tensor"]
+if TYPE_CHECKING:
+    from watermark.marker import Marker, RequestMark
+
+__all__ = ["array_of", "bias_rows", "bias_tensor"]
+
+
+def bias_rows(
+    marker: Marker,
+    logits: torch.Tensor,
+    responses: Sequence[Sequence[int] | npt.NDArray[Any]],
+    requests: Sequence[RequestMark],
+) -> None:
+    """Do as `Marker.bias` does, with logits in a tensor: (B, V), float32, float16 or bfloat16, of any device.
+
+    Raises:
+        ValueError: another dtype; or a response holds a placeholder of a token that is not sampled yet.
+    """
+    bias_tensor(logits, lambda rows: marker.bias(rows, responses, requests))
 
 
 def bias_tensor(logits: torch.Tensor, bias: Callable[[npt.NDArray[Any]], object]) -> None:
