@@ -6,17 +6,22 @@ did not reach the device: each would serve answers that no detector finds, and n
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from watermark import prf
+from watermark.counts import Counts
 from watermark.errors import TaggantError
+from watermark.green_list import GreenList
 from watermark.keys import CODE_BITS, ScopeKeys
+from watermark.marker import Marker, RequestMark
 
-__all__ = ["ACCOUNT", "check_bias", "specified_row"]
+__all__ = ["ACCOUNT", "check_bias", "check_marker", "specified_row", "trial_marker"]
 
 #: The account for which the test's rows are marked.
 ACCOUNT: Final = "taggant-self-test"
@@ -59,7 +64,7 @@ def check_bias(
 
     Args:
         bias: takes logits, float32 (B, V), and windows, uint32 (B, h), and returns the logits biased for
-            `ACCOUNT` at strength 1. B is 4.
+            `ACCOUNT` at strength 1. B is 4, or fewer where the vocabulary is a toy's.
         scope: whose keys are used.
         vocabulary: V.
 
@@ -67,7 +72,7 @@ def check_bias(
         TaggantError: they differ.
     """
     windows = _windows(scope, vocabulary)
-    found = bias(np.zeros((_ROWS, vocabulary), dtype=np.float32), windows)
+    found = bias(np.zeros((len(windows), vocabulary), dtype=np.float32), windows)
     expected = np.array([specified_row(scope, window, vocabulary, account=ACCOUNT) for window in windows])
     if not np.array_equal(found, np.where(expected, np.float32(scope.delta), np.float32(0.0))):
         wrong = int((found != np.where(expected, np.float32(scope.delta), np.float32(0.0))).sum())
@@ -78,10 +83,44 @@ def check_bias(
         )
 
 
+def check_marker(marker: Marker, *, vocabulary: int) -> None:
+    """Do as `check_bias` does, through `Marker.bias`. Nothing is checked where nothing is marked.
+
+    Args:
+        marker: the server's; its counters stay as they are.
+        vocabulary: the width of the engine's logits.
+
+    Raises:
+        TaggantError: the logits are not what the specification gives.
+    """
+    green_list = marker.green_list
+    if green_list is None:
+        return
+    # A row of zeros is at the highest entropy there is, unless the vocabulary is a toy's.
+    request = RequestMark(green_list=GreenList(green_list.scope), account=ACCOUNT)
+    trial = trial_marker(marker)
+
+    def bias(logits: npt.NDArray[np.float32], windows: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
+        trial.bias(logits, list(windows), [request] * len(windows))
+        return logits
+
+    check_bias(bias, green_list.scope, vocabulary)
+
+
+def trial_marker(marker: Marker) -> Marker:
+    """Return a marker of the same keys for a self-test: it counts for itself, and marks though the server shadows."""
+    trial = copy.copy(marker)
+    trial.counts = Counts()
+    trial.config = replace(marker.config, shadow=False)
+    return trial
+
+
 def _windows(scope: ScopeKeys, vocabulary: int) -> npt.NDArray[np.uint32]:
     """Return windows of ordinary ids, half of them in account lanes where there are any."""
     random = np.random.default_rng(0)
     ordinary = np.setdiff1d(np.arange(vocabulary), scope.params.special_ids)
+    if not ordinary.size:
+        return np.zeros((0, scope.params.window), dtype=np.uint32)
     drawn = random.choice(ordinary, (4096, scope.params.window)).astype(np.uint32)
     in_fleet = prf.lane(drawn) < scope.params.fleet_lanes
     half = _ROWS // 2 if not in_fleet.all() else 0

@@ -7,6 +7,8 @@ An engine's adapter tells `DeviceRequests` which request is in which slot, and c
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +94,35 @@ class DeviceRequests:
             row_slot=self._uncertain(logits, row_slot),
             window_length=window_length,
         )
+
+    def bias_responses(
+        self,
+        logits: torch.Tensor,
+        responses: Sequence[Sequence[int] | npt.NDArray[Any]],
+        *,
+        slots: Sequence[int],
+    ) -> None:
+        """Bias rows in place by the ids so far of each row's response, which are on the host.
+
+        Args:
+            logits: as for `DeviceGreenLists.bias`.
+            responses: the ids of each row; only the last h are looked at, and sent.
+            slots: the slot of each row.
+
+        Raises:
+            ValueError: a response holds a placeholder of a token that the engine has not sampled yet.
+        """
+        width = max(self.window, 1)
+        rows = np.zeros((len(responses), width + 2), dtype=np.int64)
+        for row, ids in zip(rows, responses, strict=True):
+            tail = ids[-width:]
+            row[width - len(tail) : width] = tail
+        if (rows < 0).any():
+            raise ValueError("a response holds a negative id: a placeholder of a token that is not known yet")
+        rows[:, width] = slots
+        rows[:, width + 1] = [len(ids) for ids in responses]
+        sent = torch.from_numpy(rows.astype(np.int32)).to(logits.device, non_blocking=True)
+        self.bias(logits, windows=sent[:, :width], row_slot=sent[:, width], window_length=sent[:, width + 1])
 
     def bias_from_table(self, logits: torch.Tensor, *, table: TokenTable) -> None:
         """Bias rows in place; arguments as `DeviceGreenLists.bias_from_table`."""

@@ -34,11 +34,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from watermark.engines.plain import RowMarker, check_row, trial_marker
+from watermark.engines.plain import RowMarker
 from watermark.errors import MissingExtraError, TaggantError
 from watermark.green_list import before_temperature
 from watermark.ingress.context import CURRENT_TICKET
 from watermark.marker import Marker, RequestMark
+from watermark.self_test import check_marker, trial_marker
 from watermark.ticket import PREFIX, TICKET_FIELD, RequestRefusedError
 from watermark.tokenizer import Tokenizer, load
 
@@ -149,7 +150,7 @@ def attach(llama: Any, marker: Marker) -> None:
         named = marker.config.tokenizer
         tokenizer = tokenizer_of(llama) if named is None else load(named)
         marker.check_tokenizer(tokenizer.digest(), tokenizer.name)
-        check_row(marker, vocabulary=llama.n_vocab())
+        check_marker(marker, vocabulary=llama.n_vocab())
     llama.generate = _Generate(llama.generate, marker)
     llama.sample = _sampling(llama.sample)
     if marker.green_list is not None:

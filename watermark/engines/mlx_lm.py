@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from watermark.engines.plain import RowMarker, check_row
+from watermark.engines.plain import RowMarker
 from watermark.errors import MissingExtraError
 from watermark.marker import Marker, RequestMark
+from watermark.self_test import check_marker
 
 try:
     import mlx.core as mx
@@ -52,10 +53,10 @@ class GreenListProcessor:
             logits: the next token's, (1, V), float32, float16 or bfloat16.
 
         Raises:
-            TaggantError: in the first call; see `watermark.engines.plain.check_row`.
+            TaggantError: in the first call; see `watermark.self_test.check_marker`.
         """
         if not self._checked:
-            check_row(self._marker.marker, vocabulary=logits.shape[-1])
+            check_marker(self._marker.marker, vocabulary=logits.shape[-1])
             self._checked = True
         half = logits.dtype == mx.bfloat16  # Which NumPy lacks.
         row: Any = np.array(logits.view(mx.uint16) if half else logits)

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from watermark.engines.plain import check_row
 from watermark.errors import UsageError
 from watermark.marker import Marker, RequestMark
+from watermark.self_test import check_marker
 
 __all__ = ["GeneratorMarker"]
 
@@ -50,7 +50,7 @@ class GeneratorMarker:
 
         Raises:
             UsageError: it has another number of rows than there are requests.
-            TaggantError: in the first call; see `watermark.engines.plain.check_row`.
+            TaggantError: in the first call; see `watermark.self_test.check_marker`.
         """
         logits = np.array(generator.get_logits())
         vocabulary = logits.shape[-1]
@@ -58,7 +58,7 @@ class GeneratorMarker:
         if len(rows) != len(self.requests):
             raise UsageError(f"expected a row of logits for each of {len(self.requests)} requests, got {len(rows)}")
         if not self._checked:
-            check_row(self.marker, vocabulary=vocabulary)
+            check_marker(self.marker, vocabulary=vocabulary)
             self._checked = True
         responses = [generator.get_sequence(b)[self.prompt_length :] for b in range(len(rows))]
         self.marker.bias(rows, responses, self.requests)

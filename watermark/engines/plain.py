@@ -16,21 +16,15 @@ It keeps nothing between calls but the prompt's length: ids that were sampled an
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from watermark import prf
-from watermark.counts import Counts
-from watermark.errors import TaggantError
-
 if TYPE_CHECKING:
     from watermark.marker import Marker, RequestMark
 
-__all__ = ["RowMarker", "check_row", "trial_marker"]
+__all__ = ["RowMarker"]
 
 
 class RowMarker:
@@ -63,12 +57,15 @@ class RowMarker:
             ValueError: a shape or dtype is not as above, or an id is a placeholder (negative).
         """
         response = self.response_of(input_ids)
-        if isinstance(logits, np.ndarray):
-            self._mark(logits, response)
+        rows = logits[None] if logits.ndim == 1 else logits
+        if rows.ndim != 2 or rows.shape[0] != 1:
+            raise ValueError(f"logits: expected one row, (V,) or (1, V), got shape {tuple(logits.shape)}")
+        if isinstance(rows, np.ndarray):
+            self._mark(rows, response)
         else:
-            from watermark.engines.tensors import bias_tensor
+            from watermark.engines.tensors import bias_rows
 
-            bias_tensor(logits.unsqueeze(0) if logits.ndim == 1 else logits, lambda row: self._mark(row, response))
+            bias_rows(self.marker, rows, [response], [self.request])
         return logits
 
     def response_of(self, input_ids: Any) -> npt.NDArray[Any]:
@@ -83,60 +80,13 @@ class RowMarker:
         tail = input_ids[start:]
         return np.asarray(tail if isinstance(tail, np.ndarray | list | tuple) else tail.tolist(), dtype=np.int64)
 
-    def _mark(self, logits: npt.NDArray[Any], response: npt.NDArray[Any]) -> None:
-        rows = logits[None] if logits.ndim == 1 else logits
-        if rows.ndim != 2 or rows.shape[0] != 1:
-            raise ValueError(f"logits: expected one row, (V,) or (1, V), got shape {logits.shape}")
+    def _mark(self, rows: npt.NDArray[Any], response: npt.NDArray[Any]) -> None:
         if rows.strides[1] == rows.itemsize:
             self.marker.bias(rows, [response], [self.request])
             return
-        # The row lies scattered (llama-cpp-python's does), and kernels want it in one piece.
+        # The row lies scattered, and kernels want it in one piece.
         if self._row is None or self._row.shape != rows.shape or self._row.dtype != rows.dtype:
             self._row = np.empty(rows.shape, dtype=rows.dtype)
         self._row[:] = rows
         self.marker.bias(self._row, [response], [self.request])
-        logits[...] = self._row.reshape(logits.shape)
-
-
-def trial_marker(marker: Marker) -> Marker:
-    """Return a marker of the same keys for a self-test: it counts for itself, and marks though the server shadows."""
-    trial = copy.copy(marker)
-    trial.counts = Counts()
-    trial.config = replace(marker.config, shadow=False)
-    return trial
-
-
-def check_row(marker: Marker, *, vocabulary: int) -> None:
-    """Put a row of zeros through the bias and compare its green tokens with the keyed function itself.
-
-    Nothing is checked where nothing is marked.
-
-    Args:
-        marker: the server's.
-        vocabulary: the width of the engine's logits.
-
-    Raises:
-        TaggantError: they differ: the compiled kernels do not do what `watermark.prf` says.
-    """
-    from watermark.marker import RequestMark
-
-    green_list = marker.green_list
-    if green_list is None:
-        return
-    scope = green_list.scope
-    special = np.array(scope.params.special_ids, dtype=np.int64)
-    ordinary = np.setdiff1d(np.arange(min(vocabulary, 512 + special.size)), special)
-    windows = np.lib.stride_tricks.sliding_window_view(ordinary, green_list.window).astype(np.uint32)
-    # The account lanes are marked for an account only.
-    lanes = prf.lane(windows)
-    chosen = int(np.flatnonzero(lanes < scope.params.fleet_lanes)[0])
-    expected = prf.row(scope.lane_key(int(lanes[chosen])).reveal(), windows[chosen], vocabulary)
-    green = expected < np.uint64(prf.green_below(scope.params.fleet_k))
-    green[special[special < vocabulary]] = False
-    row = np.zeros((1, vocabulary), dtype=np.float32)
-    trial_marker(marker).bias(row, [windows[chosen]], [RequestMark(green_list=green_list)])
-    if scope.delta and not np.array_equal(row[0], np.where(green, np.float32(scope.delta), np.float32(0))):
-        raise TaggantError(
-            "the compiled bias does not do what the keyed function says: delete Numba's cache (the files *.nbi and "
-            "*.nbc beside watermark/kernels.py, or NUMBA_CACHE_DIR) and start again"
-        )
+        rows[:] = self._row

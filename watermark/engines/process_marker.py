@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from watermark.engines.plain import check_row
 from watermark.marker import Marker
+from watermark.self_test import check_marker
 from watermark.serving import ServingConfig
 from watermark.tokenizer import load
 
@@ -28,7 +28,7 @@ def process_marker(configuration: str | None = None, *, vocabulary: int) -> Mark
         TaggantError: a row is not biased as the keyed function says.
     """
     marker = _marker(configuration)
-    check_row(marker, vocabulary=vocabulary)
+    check_marker(marker, vocabulary=vocabulary)
     return marker
 
 

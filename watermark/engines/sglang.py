@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from watermark.engines.process_marker import process_marker
-from watermark.engines.tensors import bias_tensor
+from watermark.engines.tensors import bias_rows
 from watermark.errors import MissingExtraError, TaggantError
 from watermark.green_list import before_temperature
 from watermark.marker import UNMARKED, Marker, RequestMark
@@ -85,7 +85,7 @@ class GreenListCustomLogitProcessor(CustomLogitProcessor):  # type: ignore[misc]
                 _end(request, error)
                 requests.append(UNMARKED)
         responses = [request.output_ids for request, _ in rows]
-        bias_tensor(logits, lambda array: marker.bias(array, responses, requests))
+        bias_rows(marker, logits, responses, requests)
         return logits
 
 

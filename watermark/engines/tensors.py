@@ -1,19 +1,41 @@
 """Logits as PyTorch tensors: the same bias, on whichever device they are.
 
-On the CPU the tensor's own memory is biased. Elsewhere the rows travel to the CPU and back, which is right
-to the bit and slow.
+On the CPU the tensor's own memory is biased. On CUDA `bias_rows` biases it there (`watermark.device`);
+otherwise, and in `bias_tensor`, the rows travel to the CPU and back, which is right to the bit and slow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["array_of", "bias_tensor"]
+if TYPE_CHECKING:
+    from watermark.marker import Marker, RequestMark
+
+__all__ = ["array_of", "bias_rows", "bias_tensor"]
+
+
+def bias_rows(
+    marker: Marker,
+    logits: torch.Tensor,
+    responses: Sequence[Sequence[int] | npt.NDArray[Any]],
+    requests: Sequence[RequestMark],
+) -> None:
+    """Do as `Marker.bias` does, with logits in a tensor: (B, V), float32, float16 or bfloat16, of any device.
+
+    Raises:
+        ValueError: another dtype; or a response holds a placeholder of a token that is not sampled yet.
+    """
+    if logits.device.type == "cuda" and logits.stride(-1) == 1:
+        from watermark.device.batch import batch_of
+
+        batch_of(marker, logits).bias(logits, responses, requests)
+    else:
+        bias_tensor(logits, lambda rows: marker.bias(rows, responses, requests))
 
 
 def bias_tensor(logits: torch.Tensor, bias: Callable[[npt.NDArray[Any]], object]) -> None:

@@ -46,7 +46,7 @@ try:
     from transformers import LogitsProcessor
     from transformers.generation.configuration_utils import BaseWatermarkingConfig
 
-    from watermark.engines.tensors import bias_tensor
+    from watermark.engines.tensors import bias_rows, bias_tensor
 except ImportError as error:
     raise MissingExtraError(f"this engine needs {error.name}: pip install 'taggant[hf]'") from None
 
@@ -182,7 +182,7 @@ class MarkingProcessor(LogitsProcessor):  # type: ignore[misc]
         h = 0 if request.green_list is None else request.green_list.window
         responses = _tails(input_ids, self._prompt_length, h)
         biased = scores.clone(memory_format=torch.contiguous_format)
-        bias_tensor(biased, lambda rows: self.marker.bias(rows, responses, [request] * len(responses)))
+        bias_rows(self.marker, biased, responses, [request] * len(responses))
         return biased
 
 

@@ -26,7 +26,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessor,
 )
 
-from watermark.engines.tensors import bias_tensor
+from watermark.engines.tensors import bias_rows
 from watermark.engines.transformers import MarkingProcessor
 from watermark.errors import TaggantError, UsageError
 from watermark.green_list import after_temperature
@@ -90,9 +90,8 @@ class BatchMarkingProcessor(ContinuousBatchingLogitsProcessor):  # type: ignore[
                 "continuous batching captures or compiles its steps, and would mark each like the first: give "
                 "ContinuousBatchingConfig(use_cuda_graph=False), and no compile configuration"
             )
-        responses, requests = self._responses, self._requests
-        if requests:
-            bias_tensor(scores[: len(requests)], lambda rows: self.marker.bias(rows, responses, requests))
+        if self._requests:
+            bias_rows(self.marker, scores[: len(self._requests)], self._responses, self._requests)
         return scores
 
     def admit(

@@ -26,9 +26,6 @@ import weakref
 from http import HTTPStatus
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from watermark import self_test
 from watermark.engines import vllm_guard
 from watermark.errors import MissingExtraError, TaggantError, TokenizerError, UsageError
@@ -206,7 +203,8 @@ class _V1:
             if self._device is None:
                 self.marker.bias(logits.numpy(), self._responses, self._requests)
             else:
-                self._apply_on_device(logits)
+                self._device.flush()
+                self._device.bias_responses(logits, self._responses, slots=self._slots)
         except ValueError as error:
             if any(ids and ids[-1] < 0 for ids in self._responses):
                 raise TaggantError(
@@ -218,15 +216,8 @@ class _V1:
     def self_test(self) -> None:
         if self._device is not None:
             self._device.self_test(self.vocabulary)
-        elif self.marker.green_list is not None:
-            green_list = self.marker.green_list
-
-            def bias(logits: npt.NDArray[np.float32], windows: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
-                tensor = torch.from_numpy(logits)
-                green_list.bias(tensor.numpy(), windows, accounts=[self_test.ACCOUNT] * len(windows))
-                return np.asarray(tensor.numpy())
-
-            self_test.check_bias(bias, green_list.scope, self.vocabulary)
+        else:
+            self_test.check_marker(self.marker, vocabulary=self.vocabulary)
 
     def _taken_in(self, sampling_params: Any, output_ids: list[int]) -> _Row:
         request = _admitted(self.marker, sampling_params)
@@ -243,20 +234,6 @@ class _V1:
         if row is not None and row.slot >= 0:
             self._device.take_out(row.slot)
             self._free_slots.append(row.slot)
-
-    def _apply_on_device(self, logits: torch.Tensor) -> None:
-        self._device.flush()
-        width = max(self._device.window, 1)
-        windows = np.zeros((len(self._slots), width), dtype=np.int64)
-        for row, ids in zip(windows, self._responses, strict=True):
-            tail = ids[-width:]
-            row[width - len(tail) :] = tail
-        if (windows < 0).any():
-            raise ValueError("a response holds a negative id")
-        lengths = [len(ids) for ids in self._responses]
-        rows = torch.from_numpy(np.column_stack([windows, self._slots, lengths]).astype(np.int32))
-        rows = rows.to(logits.device, non_blocking=True)
-        self._device.bias(logits, windows=rows[:, :width], row_slot=rows[:, width], window_length=rows[:, width + 1])
 
 
 class _Row:

@@ -107,7 +107,7 @@ def test_a_wrong_kernel_is_found_in_the_first_call(tmp_path: Path, monkeypatch: 
     from watermark.engines import mlx_lm
 
     checked: list[int] = []
-    monkeypatch.setattr(mlx_lm, "check_row", lambda marker, vocabulary: checked.append(vocabulary))
+    monkeypatch.setattr(mlx_lm, "check_marker", lambda marker, vocabulary: checked.append(vocabulary))
     marker = markers.marker_of(tmp_path)
     processor = GreenListProcessor(marker, marker.admit({}))
     for _ in range(2):

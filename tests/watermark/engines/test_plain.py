@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from watermark import kernels
-from watermark.engines.plain import RowMarker, check_row, trial_marker
+from watermark.engines.plain import RowMarker
 from watermark.errors import TaggantError
 from watermark.green_list import Outcome
 from watermark.marker import Marker
+from watermark.self_test import check_marker, trial_marker
 from watermark.serving import Policy
 
 V = 300
@@ -89,22 +90,22 @@ def test_the_self_test_passes_counts_nothing_and_finds_a_wrong_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marker = markers.marker_of(tmp_path)
-    check_row(marker, vocabulary=V)
-    check_row(marker, vocabulary=3)
+    check_marker(marker, vocabulary=V)
+    check_marker(marker, vocabulary=3)
     assert not marker.counts.tokens
     right = kernels.add_to_green
     monkeypatch.setattr(
         kernels, "add_to_green", lambda logits, seeds, *rest: right(logits, seeds ^ np.uint64(1), *rest)
     )
-    with pytest.raises(TaggantError, match="Numba's cache"):
-        check_row(marker, vocabulary=V)
+    with pytest.raises(TaggantError, match=r"self-test: .* Numba's"):
+        check_marker(marker, vocabulary=V)
 
 
 def test_the_self_test_marks_though_the_server_shadows_and_not_where_nothing_is_marked(tmp_path: Path) -> None:
     markers.key_file(tmp_path)
     shadowing = Marker(markers.config_of(tmp_path, shadow=True))
-    check_row(shadowing, vocabulary=V)
+    check_marker(shadowing, vocabulary=V)
     assert not trial_marker(shadowing).config.shadow
     assert shadowing.config.shadow
     assert not shadowing.counts.shadowed
-    check_row(Marker(markers.config_of(tmp_path, policy=Policy.OFF)), vocabulary=V)
+    check_marker(Marker(markers.config_of(tmp_path, policy=Policy.OFF)), vocabulary=V)
