@@ -430,6 +430,9 @@ def generate(
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSON Lines to write; an interrupted run is resumed.")],
     keyring: Annotated[Path | None, typer.Option("--keyring", "-k", metavar="FILE", help="Mark with this key.")] = None,
     scope: Annotated[str | None, typer.Option(metavar="NAME", help="Scope in the key file.")] = None,
+    account: Annotated[
+        str | None, typer.Option(metavar="ID", help="For whom: marks the account lanes too. [default: nobody]")
+    ] = None,
     unmarked: Annotated[bool, typer.Option("--unmarked", help="Do not mark: for clean twins and controls.")] = False,
     tokenizer: Annotated[
         str | None, typer.Option("--tokenizer", "-t", metavar="NAME_OR_FILE", help="[default: the model's own]")
@@ -465,7 +468,9 @@ def generate(
         loaded = load_model(model, tokenizer=tokenizer)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed, batch_size=batch_size)
     with progress("answers", len(asked)) as advance:
-        tokens = run(loaded, asked, green_list=green_list, out=out, sampling=sampling, progress=advance)
+        tokens = run(
+            loaded, asked, green_list=green_list, out=out, account=account, sampling=sampling, progress=advance
+        )
     typer.echo(f"{out}: {len(asked):,} answers, {tokens:,} tokens", err=True)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from watermark.errors import InputError, TokenizerError, UsageError
 from watermark.green_list import GreenList
+from watermark.keys import account_bytes
 
 if TYPE_CHECKING:
     from watermark.models import LanguageModel
@@ -86,6 +87,7 @@ def generate(
     *,
     green_list: GreenList | None,
     out: Path,
+    account: str | None = None,
     sampling: Sampling | None = None,
     progress: Callable[[int], None] = lambda answers: None,
 ) -> int:
@@ -99,6 +101,7 @@ def generate(
         prompts: the users' messages.
         green_list: the mark, or None for unmarked answers.
         out: the file to write; it must not exist.
+        account: for whom the answers are marked; None leaves the scope's account lanes unmarked.
         sampling: how answers are drawn.
         progress: called with the number of answers made since the last call, first those of an earlier part of the run.
 
@@ -116,7 +119,11 @@ def generate(
             "make a scope for it with `taggant keys create --tokenizer`"
         )
     refuse_existing(out)
-    made_with = _made_with(model, green_list, sampling)
+    if account is not None:
+        account_bytes(account)
+        if green_list is None:
+            raise UsageError("an account without a mark: name a key, or leave the account out")
+    made_with = _made_with(model, green_list, account, sampling)
     partial = out.with_name(out.name + ".partial")
     done, tokens = _resume(partial, prompts, made_with, sampling.batch_size)
     progress(done)
@@ -127,7 +134,7 @@ def generate(
     with file:
         for start in range(done, len(prompts), sampling.batch_size):
             batch = prompts[start : start + sampling.batch_size]
-            answers = _answer(model, batch, green_list, sampling, number=start // sampling.batch_size)
+            answers = _answer(model, batch, green_list, account, sampling, number=start // sampling.batch_size)
             for prompt, ids in zip(batch, answers, strict=True):
                 file.write(_line(prompt, ids, model, made_with))
             file.flush()
@@ -138,7 +145,9 @@ def generate(
     return tokens
 
 
-def _made_with(model: LanguageModel, green_list: GreenList | None, sampling: Sampling) -> dict[str, Any]:
+def _made_with(
+    model: LanguageModel, green_list: GreenList | None, account: str | None, sampling: Sampling
+) -> dict[str, Any]:
     scope = None if green_list is None else green_list.scope
     return {
         "model": model.name,
@@ -149,6 +158,7 @@ def _made_with(model: LanguageModel, green_list: GreenList | None, sampling: Sam
         "commitment": None if scope is None else scope.commitments()[0],
         "activation": None if scope is None or not scope.activated else scope.activation.hex(),
         "delta": None if scope is None else scope.delta,
+        "account": account,
         "min_entropy": None if green_list is None else green_list.min_entropy,
         "temperature": sampling.temperature,
         "max_tokens": sampling.max_tokens,
@@ -198,7 +208,13 @@ def _record(line: bytes, partial: Path) -> dict[str, Any]:
 
 
 def _answer(
-    model: LanguageModel, batch: Sequence[str], green_list: GreenList | None, sampling: Sampling, *, number: int
+    model: LanguageModel,
+    batch: Sequence[str],
+    green_list: GreenList | None,
+    account: str | None,
+    sampling: Sampling,
+    *,
+    number: int,
 ) -> list[list[int]]:
     import torch
     from transformers import LogitsProcessorList
@@ -215,7 +231,14 @@ def _answer(
     if green_list is not None:
         from watermark.engines.transformers import GreenListLogitsProcessor
 
-        processors.append(GreenListLogitsProcessor(green_list, prompt_length=width, temperature=sampling.temperature))
+        processors.append(
+            GreenListLogitsProcessor(
+                green_list,
+                prompt_length=width,
+                temperature=sampling.temperature,
+                accounts=None if account is None else [account] * len(batch),
+            )
+        )
     vocabulary = model.tokenizer.vocabulary_size
     how: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:

@@ -23,6 +23,7 @@ from watermark.errors import InputError, TokenizerError, UsageError
 from watermark.generation import Sampling, generate, read_prompts
 from watermark.green_list import GreenList
 from watermark.keys import Params, ScopeKeys, Secret
+from watermark.self_test import specified_row
 from watermark.tokenizer import load
 
 PROMPTS = [f"Tell me about the number {i}." + " Please." * (i % 3) for i in range(10)]
@@ -145,6 +146,7 @@ def test_answers_are_recorded_with_what_they_were_made_with(tiny: Any, uninterru
             "commitment": scope.commitments()[0],
             "activation": None,
             "delta": 3.0,
+            "account": None,
             "min_entropy": 0.0,
             "temperature": 1.0,
             "max_tokens": 12,
@@ -524,3 +526,38 @@ def test_smollm2_is_marked(tmp_path: Path) -> None:
     assert p_value(records, scope) < 1e-6
     assert p_value(records, scope_of(key=8)) > 1e-4
     assert all(record["response"].isprintable() or "\n" in record["response"] for record in records)
+
+
+@pytest.mark.models
+def test_an_account_marks_the_account_lanes_too(tiny: Any, tmp_path: Path) -> None:
+    scope = scope_of(account_lanes=16, delta=8.0)
+    for name in ("alice", None):
+        generate(
+            tiny, PROMPTS[:4], green_list=GreenList(scope), account=name, out=tmp_path / f"{name}.jsonl", sampling=FEW
+        )
+    shares = {}
+    for name in ("alice", None):
+        records = records_of(tmp_path / f"{name}.jsonl")
+        assert {record["account"] for record in records} == {name}
+        said = [
+            ids[end - 1 : end + 1] for ids in (record["token_ids"] for record in records) for end in range(1, len(ids))
+        ]
+        pairs = [pair for pair in said if not set(pair) & set(scope.params.special_ids)]
+        windows = np.array([[window] for window, _ in pairs], dtype=np.uint32)
+        in_account_lane = prf.lane(windows) >= scope.params.fleet_lanes
+        green = [
+            bool(specified_row(scope, window, 49_152, account="alice")[token])
+            for window, (_, token), here in zip(windows, pairs, in_account_lane, strict=True)
+            if here
+        ]
+        shares[name] = np.mean(green)
+    assert shares["alice"] > 0.95
+    assert shares[None] < 0.9
+
+
+@pytest.mark.models
+def test_an_account_without_a_mark_is_refused(tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="account without a mark"):
+        generate(tiny, PROMPTS[:1], green_list=None, account="a", out=tmp_path / "a.jsonl", sampling=FEW)
+    with pytest.raises(UsageError, match="control characters"):
+        generate(tiny, PROMPTS[:1], green_list=green_list_of(), account="a\x1b", out=tmp_path / "a.jsonl", sampling=FEW)
