@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import llvmlite.binding
 import numpy as np
 import pytest
 
@@ -92,7 +93,10 @@ def seconds(call: Callable[[], object]) -> float:
 
 @pytest.mark.slow
 def test_ratios(green_list: GreenList) -> None:
-    """The bias takes at most 8 times the bare add and under a fifth of torch.randperm.
+    """The bias takes at most 8 times the bare add (14 without AVX-512) and under a fifth of torch.randperm.
+
+    SplitMix64 multiplies 64 bits twice a token. AVX-512 has an instruction for that; AVX2 takes three
+    multiplications of 32 bits and their shifts, 26 instructions for 4 tokens in all.
 
     The three alternate, so that whatever else the machine does meets them alike, and the least of many
     rounds is compared, which is what a call takes when nothing interrupts it.
@@ -111,5 +115,6 @@ def test_ratios(green_list: GreenList) -> None:
     for _ in range(2_000):
         for name, call in calls.items():
             least[name] = min(least[name], seconds(call))
-    assert least["bias"] <= 8 * least["add"], least
+    allowed = 8 if llvmlite.binding.get_host_cpu_features().get("avx512dq") else 14
+    assert least["bias"] <= allowed * least["add"], least
     assert least["bias"] < least["permutation"] / 5, least
