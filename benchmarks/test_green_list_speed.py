@@ -118,3 +118,36 @@ def test_ratios(green_list: GreenList) -> None:
     allowed = 8 if llvmlite.binding.get_host_cpu_features().get("avx512dq") else 14
     assert least["bias"] <= allowed * least["add"], least
     assert least["bias"] < least["permutation"] / 5, least
+
+
+@pytest.mark.benchmark(group="accounts")
+@pytest.mark.parametrize("accounts", [1, 24_000])
+def test_bias_of_a_batch_of_so_many_accounts(benchmark: Any, accounts: int) -> None:
+    """Each step of 32 rows, a quarter of them in account lanes, serves the next 32 accounts."""
+    params = Params(tokenizer="00" * 32, special_ids=(), window=2, account_lanes=16)
+    green_list = GreenList(ScopeKeys(name="speed", params=params, delta=2.0, key=Secret(bytes(32))))
+    logits, windows = batch(32)
+    names = [f"account-{number}" for number in range(accounts)]
+    for name in names:
+        green_list._code_word(name)
+    served = 0
+
+    def step() -> None:
+        nonlocal served
+        now = [names[(served + row) % accounts] for row in range(32)]
+        served += 32
+        green_list.bias(logits, windows, accounts=now)
+
+    benchmark(step)
+
+
+@pytest.mark.benchmark(group="account")
+def test_code_word_of_a_new_account(benchmark: Any) -> None:
+    scope = ScopeKeys(
+        name="speed",
+        params=Params(tokenizer="00" * 32, special_ids=(), window=2),
+        delta=2.0,
+        key=Secret(bytes(32)),
+    )
+    scope.packed_code_word("first")
+    benchmark(scope.packed_code_word, "account-1")
