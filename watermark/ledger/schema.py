@@ -17,6 +17,7 @@ a log that is shorter than a checkpoint that was published; what was appended th
 
 from __future__ import annotations
 
+import io
 import os
 import sqlite3
 from pathlib import Path
@@ -266,7 +267,8 @@ def migration_config() -> Config:
         from alembic.config import Config
     except ImportError:
         raise MissingExtraError("the ledger needs alembic: pip install 'taggant[ledger]'") from None
-    config = Config()
+    # A library prints nothing; and Alembic would, to what standard output was when it was first imported.
+    config = Config(stdout=io.StringIO())
     # Alembic reads % as the beginning of an interpolation.
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     return config
