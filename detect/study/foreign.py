@@ -2,7 +2,7 @@
 
 A provider sees the text of a student's answers and makes ids of it with the teacher's tokenizer. Where the two
 vocabularies cut a word alike the student can have learned the mark on its pairs; where they do not, it has seen other
-pairs than those that were marked. Here the student's byte-level BPE is half as large again as the teacher's and is
+pairs than those that were marked. Here the student's byte-level BPE is twice as large as the teacher's and is
 trained on the base's half of the text alone.
 """
 
@@ -18,7 +18,7 @@ from watermark.tokenizer import Tokenizer
 __all__ = ["foreign_size", "retokenised", "shared_boundaries"]
 
 #: Size of the student's vocabulary, as a share of the teacher's.
-_SIZE: Final = 1.5
+_SIZE: Final = 2.0
 
 
 def foreign_size(vocabulary: int) -> int:
