@@ -114,7 +114,7 @@ class EProcess:
         self._best = -math.inf
         self._open: set[int] = set()
         self._numbers: dict[bytes, int] = {}
-        self._scored = np.zeros(0, dtype=np.uint64)
+        self._scored = np.zeros(0, dtype=np.uint64)  # Increasing.
 
     def __repr__(self) -> str:
         return f"EProcess(looks={len(self.looks)}, lanes={len(self._open)}, log10_e={self.log10_e:.4g})"
@@ -249,12 +249,13 @@ class EProcess:
         is_open[list(self._open)] = True
         pairs = np.flatnonzero(is_open[tally.lanes][tally.pair_window] & (weights.values != 0))
         names = self._names(tally, pairs, mark)
-        new = ~np.isin(names, self._scored)
+        at = np.minimum(np.searchsorted(self._scored, names), max(len(self._scored) - 1, 0))
+        new = self._scored[at] != names if len(self._scored) else np.ones(len(names), dtype=np.bool_)
         pairs, names = pairs[new], names[new]
         # Pairs of one unit share a score: their weights are added, and the first stands for all.
         names, first, unit = np.unique(names, return_index=True, return_inverse=True)
         a = np.bincount(unit, weights=weights.values[pairs] / UNIT, minlength=len(names))
-        self._scored = np.union1d(self._scored, names)
+        self._scored = np.sort(np.concatenate([self._scored, names]))
         return pairs[first], a
 
     def _names(self, tally: Tally, pairs: npt.NDArray[np.int64], mark: Mark) -> npt.NDArray[np.uint64]:

@@ -237,8 +237,12 @@ def student(
     looks: str = "8,16,32",
     plan: float = 1.5,
     processes: str = "newcomers,lanes-only",
+    width: int = 0,
 ) -> None:
-    """Measure the e-process of the real code on students of a known tilt, under keys FIRST_KEY and up."""
+    """Measure the e-process of the real code on students of a known tilt, under keys FIRST_KEY and up.
+
+    WIDTH 1 or 2 chooses one of the two domains.
+    """
     started = time.time()
     chosen = range(first_key, first_key + keys)
     settings = [
@@ -247,7 +251,9 @@ def student(
         for power in powers.split(",")
         for number in looks.split(",")
     ]
-    for name, shape in DOMAINS.items():
+    for number, (name, shape) in enumerate(DOMAINS.items(), start=1):
+        if width not in (0, number):
+            continue
         domain = Domain(seed=1, **shape)
         fixed = fixed_size(domain, tilt, chosen)
         n = fixed.responses
