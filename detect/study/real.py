@@ -18,6 +18,7 @@ from detect.reference import Reference
 from detect.study.config import StudyConfig
 from detect.study.lab import Lab
 from detect.study.outputs import Outputs
+from detect.study.precision import fast_dtype
 from watermark.errors import UsageError
 from watermark.green_list import GreenList
 from watermark.keys import ScopeKeys
@@ -208,9 +209,12 @@ class RealLab(Lab):
         from watermark.models import load_model
 
         if isinstance(model, Path):
-            return load_model(str(model.with_suffix("")), tokenizer="smollm2")
-        if not keep:
-            return load_model("smollm2")
-        if "smollm2" not in self._loaded:
-            self._loaded["smollm2"] = load_model("smollm2")
-        return self._loaded["smollm2"]
+            loaded = load_model(str(model.with_suffix("")), tokenizer="smollm2")
+        elif keep and "smollm2" in self._loaded:
+            return self._loaded["smollm2"]
+        else:
+            loaded = load_model("smollm2")
+        loaded.model.to(fast_dtype(loaded.device.type))
+        if keep and not isinstance(model, Path):
+            self._loaded["smollm2"] = loaded
+        return loaded
