@@ -38,7 +38,8 @@ REFERENCES: Final = ("base", "poor")
 #: Mean |p_suspect - p_ref|^2 at a chosen context, for the test from logits. An assumption: no transformer was measured.
 OPEN_MISMATCH: Final = 0.05
 
-#: Tokens that the e-process needs for one that the fixed-size test needs: the bound that it is held to.
+#: Tokens that the e-process needs for one that the fixed-size test needs: the bound that it is held to, and keeps on
+#: students of a known tilt (docs/study.md).
 EPROCESS_FACTOR: Final = 1.5
 
 #: z of the quasi-score over that of centring, by window: docs/study.md has 1.00 and 1.14 (transformers from scratch,

@@ -97,7 +97,7 @@ def gaussian(draws: int = 6000) -> None:
     kinds = ("oracle", "one", "mixture", "wide", "plug-in", "product of mixtures")
     typer.echo("looks power  " + "  ".join(f"{kind:>19}" for kind in kinds))
     for looks in (8, 16, 32):
-        for power in (0, 1, 2, 3):
+        for power in (0, 1, 2, 3, 5):
             cells = []
             for kind in kinds:
                 low, high = 20.0, 300.0
