@@ -16,6 +16,10 @@ The p-value reported is Chernoff's bound, about exp(-c z^2 / 2), with c = 1 for 
 those that occur. So p is asked for at z_level = sqrt(2 ln(1 / p) / c), not at the normal quantile, and a power of beta
 at z_level + Phi^-1(beta).
 
+The *default* of `detect model` is the smaller p of centring and the quasi-score, doubled. So it has the level wherever
+centring reaches half of it: that much is a bound. What the quasi-score adds is a measured factor of z
+(`detect.power_presets.QUASI_GAINS`), of the better of the two, and 1 where nobody measured it.
+
 The *count* test sees theta G once for each pair said once, and none for the rest (their bit is known already): E z =
 theta G kappa D' n / sqrt(D) * sqrt(v f), D(n) distinct pairs, n D' of them said once, kappa the share of the tilt that
 rare windows carry (METHOD 7.3 with repetition). Its tail is exact: z_level is the normal quantile. The *e-process* is
@@ -37,7 +41,7 @@ from typing import Final
 from scipy.special import log_ndtr, ndtr, ndtri, ndtri_exp
 
 from detect.pilot import PilotFigures
-from detect.power_presets import COUNT_DECLINE, COUNT_KNEE, EPROCESS_FACTOR, OPEN_MISMATCH
+from detect.power_presets import COUNT_DECLINE, COUNT_KNEE, EPROCESS_FACTOR, OPEN_MISMATCH, QUASI_GAINS
 from watermark.errors import UsageError
 
 __all__ = ["DoseCurve", "PowerCurve", "PowerOfTest", "PowerPlan", "PowerResult", "dose_curve", "plan", "power_curve"]
@@ -51,6 +55,7 @@ _COLLECTABLE = 1e9
 _ENDLESS = 1e30
 
 CENTRED: Final = "centred"
+DEFAULT: Final = "default"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +85,8 @@ class PowerPlan:
     """Keys or tests that the level is split over."""
     power: float = 0.8
     """Chance of reaching it."""
+    quasi_gain: float | None = None
+    """z of the quasi-score over centring's; None for the preset of the window."""
     eprocess_factor: float = EPROCESS_FACTOR
     count_knee: float = COUNT_KNEE
     """Positions from which on pairs said once carry less of the tilt than the rest: it counts for the count alone."""
@@ -103,6 +110,7 @@ class PowerPlan:
             ("open mismatch", self.open_mismatch),
             ("count knee", self.count_knee),
             ("keys", float(self.keys)),
+            ("quasi-score gain", 1.0 if self.quasi_gain is None else self.quasi_gain),
             ("tau", 1.0 if self.tau is None else self.tau),
             ("absorption", 1.0 if self.absorption is None else self.absorption),
         ):
@@ -134,6 +142,12 @@ class PowerPlan:
     def tilt(self) -> float:
         """Theta = tau * delta, in logits."""
         return self.carried * self.delta
+
+    @property
+    def gain(self) -> float:
+        """How many times centring's z the better of centring and the quasi-score has."""
+        preset = QUASI_GAINS.get(self.figures.window, 1.0)
+        return max(1.0, preset if self.quasi_gain is None else self.quasi_gain)
 
     @property
     def variance(self) -> float:
@@ -187,7 +201,7 @@ class PowerResult:
     tokens: int | None
     """Tokens, or contexts, for which power and p were asked."""
     tests: tuple[PowerOfTest, ...]
-    """Centred, count, e-process, open-weight."""
+    """Default, centred, count, e-process, open-weight."""
     notes: tuple[str, ...]
     """What must be said beside the figures: sentences for people."""
 
@@ -198,7 +212,7 @@ class PowerResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoseCurve:
-    """Tokens that the centred test needs, against dose (or tau)."""
+    """Tokens that the default test needs, against dose (or tau)."""
 
     level: float
     doses: tuple[float, ...]
@@ -223,8 +237,8 @@ def plan(asked: PowerPlan, *, tokens: int | None = None) -> PowerResult:
     >>> from detect.power_presets import preset_figures
     >>> asked = PowerPlan(figures=preset_figures("prose", window=1), delta=3.0, tau=0.15, fleet_share=1.0)
     >>> answer = plan(asked, tokens=11_027)
-    >>> [(test.name, test.needed) for test in answer.tests[:1]], round(answer.tests[0].expected_z, 1)
-    ([('centred', 1969)], 11.6)
+    >>> [(test.name, test.needed) for test in answer.tests[:2]], round(answer.tests[0].expected_z, 1)
+    ([('default', 2067), ('centred', 1969)], 11.6)
 
     Raises:
         UsageError: *tokens* is not positive.
@@ -238,15 +252,15 @@ def plan(asked: PowerPlan, *, tokens: int | None = None) -> PowerResult:
 
 
 def dose_curve(asked: PowerPlan, doses: Sequence[float], *, level: float | None = None) -> DoseCurve:
-    """Return the centred test's tokens against doses, or against tau where *asked* has no absorption."""
+    """Return the default test's tokens against doses, or against tau where *asked* has no absorption."""
     level = asked.level if level is None else level
-    needed = tuple(_CENTRED.needed(_at(asked, dose, level)) for dose in doses)
+    needed = tuple(_DEFAULT.needed(_at(asked, dose, level)) for dose in doses)
     return DoseCurve(
         level=level, doses=tuple(doses), tokens=tuple(None if math.isinf(tokens) else tokens for tokens in needed)
     )
 
 
-def power_curve(asked: PowerPlan, tokens: Sequence[int], *, test: str = CENTRED) -> PowerCurve:
+def power_curve(asked: PowerPlan, tokens: Sequence[int], *, test: str = DEFAULT) -> PowerCurve:
     """Return a test's power against tokens.
 
     Raises:
@@ -270,6 +284,8 @@ class _Model:
     log_p: Callable[[PowerPlan, float], float]
     """Natural logarithm of p at a z."""
     z_limit: Callable[[PowerPlan], float | None] = lambda asked: None
+    factor: Callable[[PowerPlan], float] = lambda asked: 1.0
+    """Tokens for one of the centred test's, where it is reckoned from that."""
 
     def z_needed(self, asked: PowerPlan) -> float:
         return self.z_level(asked) + float(ndtri(asked.power))
@@ -314,6 +330,15 @@ def _centred_limit(asked: PowerPlan) -> float | None:
     return asked.tilt * figures.gini * math.sqrt(asked.variance / mismatch) if mismatch > 0 else None
 
 
+def _default_z(asked: PowerPlan, tilt: float, tokens: float) -> float:
+    return asked.gain * _centred_z(asked, tilt, tokens)
+
+
+def _default_limit(asked: PowerPlan) -> float | None:
+    limit = _centred_limit(asked)
+    return None if limit is None else asked.gain * limit
+
+
 def _count_z(asked: PowerPlan, tilt: float, tokens: float) -> float:
     figures = asked.figures
     positions = figures.scored * tokens
@@ -334,6 +359,10 @@ def _bound_level(asked: PowerPlan) -> float:
     return math.sqrt(-2 * asked.log_level / asked.figures.chernoff)
 
 
+def _twice_level(asked: PowerPlan) -> float:
+    return math.sqrt(-2 * (asked.log_level - math.log(2)) / asked.figures.chernoff)
+
+
 def _exact_level(asked: PowerPlan) -> float:
     return -float(ndtri_exp(asked.log_level))
 
@@ -342,15 +371,26 @@ def _bound_log_p(asked: PowerPlan, z: float) -> float:
     return -asked.figures.chernoff * max(0.0, z) ** 2 / 2
 
 
+def _twice_log_p(asked: PowerPlan, z: float) -> float:
+    return math.log(2) + _bound_log_p(asked, z)
+
+
 def _exact_log_p(asked: PowerPlan, z: float) -> float:
     return float(log_ndtr(-z))
 
 
-_CENTRED: Final = _Model(
-    name=CENTRED, unit="tokens", z=_centred_z, z_level=_bound_level, log_p=_bound_log_p, z_limit=_centred_limit
+_DEFAULT: Final = _Model(
+    name=DEFAULT,
+    unit="tokens",
+    z=_default_z,
+    z_level=_twice_level,
+    log_p=_twice_log_p,
+    z_limit=_default_limit,
+    factor=lambda asked: asked.gain**-2,
 )
 _MODELS: Final = (
-    _CENTRED,
+    _DEFAULT,
+    _Model(name=CENTRED, unit="tokens", z=_centred_z, z_level=_bound_level, log_p=_bound_log_p, z_limit=_centred_limit),
     _Model(name="count", unit="tokens", z=_count_z, z_level=_exact_level, log_p=_exact_log_p),
     _Model(
         name="e-process",
@@ -359,6 +399,7 @@ _MODELS: Final = (
         z_level=_bound_level,
         log_p=_bound_log_p,
         z_limit=_centred_limit,
+        factor=lambda asked: asked.eprocess_factor,
     ),
     _Model(name="open-weight", unit="contexts", z=_open_z, z_level=_bound_level, log_p=_bound_log_p),
 )
@@ -369,9 +410,8 @@ def _answer(model: _Model, asked: PowerPlan, tokens: int | None) -> PowerOfTest:
     ideal = math.inf
     if limit is not None:
         energy = asked.figures.energy
-        factor = asked.eprocess_factor if model.name == "e-process" else 1.0
         per_position = asked.tilt * asked.figures.gini * math.sqrt(asked.variance / energy)
-        ideal = factor * (model.z_needed(asked) / per_position) ** 2 / asked.figures.scored
+        ideal = model.factor(asked) * (model.z_needed(asked) / per_position) ** 2 / asked.figures.scored
     z = None if tokens is None else model.z(asked, asked.tilt, tokens)
     tau = math.inf if tokens is None else model.smallest_tau(asked, tokens)
     dose = tau / asked.absorption if asked.absorption is not None else math.inf
@@ -408,7 +448,7 @@ def _how_sure(asked: PowerPlan) -> str:
         return "How wrong the reference is was given, not measured"
     least = max(0.0, figures.mismatch - 2 * figures.mismatch_error)
     lighter = replace(asked, figures=replace(figures, mismatch=least))
-    limit, needed = _centred_limit(lighter), _CENTRED.needed(lighter)
+    limit, needed = _default_limit(lighter), _DEFAULT.needed(lighter)
     measured = f"({figures.source}: {figures.mismatch:.1e} with a standard error of {figures.mismatch_error:.1e})"
     if math.isinf(needed):
         return f"How wrong it is has been measured {measured}: at two errors less z would stop at {limit:.2g}"
@@ -419,18 +459,18 @@ def _how_sure(asked: PowerPlan) -> str:
 
 
 def _notes(asked: PowerPlan, tests: Sequence[PowerOfTest]) -> tuple[str, ...]:
-    centred = tests[0]
+    default = tests[0]
     notes = []
-    if centred.needed is None and centred.z_limit is not None:
+    if default.needed is None and default.z_limit is not None:
         notes.append(
-            f"no number of tokens is enough: with this reference the expected z stops at {centred.z_limit:.2g}, and "
-            f"{centred.z_needed:.2g} is needed. A reference that were not wrong would take "
-            f"{centred.needed_ideal:.2g} tokens: a better reference (the suspect's own base, a clean twin), a larger "
+            f"no number of tokens is enough: with this reference the expected z stops at {default.z_limit:.2g}, and "
+            f"{default.z_needed:.2g} is needed. A reference that were not wrong would take "
+            f"{default.needed_ideal:.2g} tokens: a better reference (the suspect's own base, a clean twin), a larger "
             f"dose or a larger delta comes first. {_how_sure(asked)}"
         )
-    elif centred.needed is not None and centred.needed > _COLLECTABLE:
+    elif default.needed is not None and default.needed > _COLLECTABLE:
         notes.append(
-            f"{centred.needed:.2g} tokens are more than anyone collects: at this dose and tilt the question cannot be "
+            f"{default.needed:.2g} tokens are more than anyone collects: at this dose and tilt the question cannot be "
             "answered from text. Logits of the suspect, a larger delta or a narrower window can"
         )
     if asked.tilt > 1:
@@ -443,9 +483,9 @@ def _notes(asked: PowerPlan, tests: Sequence[PowerOfTest]) -> tuple[str, ...]:
             f"tau {asked.carried:.2g} is dose {asked.dose:g} times absorption {asked.absorption:g}: an assumption. Of "
             "few marked tokens, or at small doses, students carry less"
         )
-    if centred.needed is not None and centred.needed > 30 * asked.figures.tokens:
+    if default.needed is not None and default.needed > 30 * asked.figures.tokens:
         notes.append(
-            f"this is {centred.needed / asked.figures.tokens:.0f} times the text that the figures were measured on "
+            f"this is {default.needed / asked.figures.tokens:.0f} times the text that the figures were measured on "
             f"({asked.figures.source}): measure again on the way"
         )
     return tuple(notes)

@@ -28,7 +28,7 @@ _STYLES: Final = ((STUDENT, "-"), (INK, "--"), (TWIN, "-."), (QUIET, ":"))
 #: Doses of the first plot, least to most.
 _LEAST, _POINTS = 1e-3, 160
 #: Tests of the second plot.
-_TESTS: Final = ("centred", "e-process", "count")
+_TESTS: Final = ("default", "e-process", "count")
 
 
 def power_svg(asked: PowerPlan, *, levels: Sequence[float] = _LEVELS) -> tuple[Markup, Markup]:
@@ -39,7 +39,7 @@ def power_svg(asked: PowerPlan, *, levels: Sequence[float] = _LEVELS) -> tuple[M
         levels: one line each in the first plot, four at most.
 
     Returns:
-        Two elements for an HTML page under a strict policy: the centred test's tokens against dose, and the
+        Two elements for an HTML page under a strict policy: the default test's tokens against dose, and the
         power of three tests against tokens.
 
     Raises:
@@ -49,8 +49,8 @@ def power_svg(asked: PowerPlan, *, levels: Sequence[float] = _LEVELS) -> tuple[M
         raise UsageError(f"levels: expected 1 to {len(_STYLES)} lines, got {len(levels)}")
     doses = np.geomspace(_LEAST, 1.0, _POINTS).tolist()
     by_dose = [dose_curve(asked, doses, level=level) for level in levels]
-    centred = plan(asked).tests[0]
-    middle = centred.needed or centred.needed_ideal or 1_000_000
+    default = plan(asked).tests[0]
+    middle = default.needed or default.needed_ideal or 1_000_000
     tokens = np.unique(np.geomspace(max(10, middle / 30), 30 * middle, _POINTS).astype(np.int64)).tolist()
     by_tokens = [power_curve(asked, tokens, test=test) for test in _TESTS]
     share = "tau" if asked.absorption is None else "dose"
@@ -94,7 +94,7 @@ def _dose_svg(asked: PowerPlan, curves: Sequence[DoseCurve], *, share: str) -> M
         for curve in curves
     )
     return inline_svg(
-        "power-dose", f"Line chart of the tokens that the centred test needs against {share}. {ends}.", _SIZE, draw
+        "power-dose", f"Line chart of the tokens that the default test needs against {share}. {ends}.", _SIZE, draw
     )
 
 

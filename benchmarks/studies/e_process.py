@@ -1,13 +1,13 @@
 """How many more tokens does the e-process want than a test of fixed size?
 
     python benchmarks/studies/e_process.py gaussian
-    python benchmarks/studies/e_process.py student --keys 400
+    python benchmarks/studies/e_process.py student --keys 400 --first-key 1000
 
 `gaussian` compares schedules and bets where S is Gaussian and lanes are even (no text, 6,000 draws a cell). `student`
 runs the real code on students whose logits lean by a known tilt to the green tokens of random keys: windows drawn
 from a Zipf law, a base distribution after each, the base as reference. Both tests get the same texts. N is the number
 of tokens at which the centred test's Chernoff p is at most 1e-6 with 80% power. Seeds are fixed; every key is
-another.
+another, and `--first-key` takes fresh ones.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +34,7 @@ import detect.e_process
 from detect.centred import CENTRED
 from detect.corpus import Corpus
 from detect.e_process import EProcess, sequential_test
+from detect.e_values import tilt_scale
 from detect.mark import GreenListMark, Mark
 from detect.reference import Reference
 from detect.tally import Tally, tally_of
@@ -92,7 +97,7 @@ def gaussian(draws: int = 6000) -> None:
     kinds = ("oracle", "one", "mixture", "wide", "plug-in", "product of mixtures")
     typer.echo("looks power  " + "  ".join(f"{kind:>19}" for kind in kinds))
     for looks in (8, 16, 32):
-        for power in (0, 1, 2, 3):
+        for power in (0, 1, 2, 3, 5):
             cells = []
             for kind in kinds:
                 low, high = 20.0, 300.0
@@ -182,21 +187,37 @@ def fixed_log10_p(corpus: Corpus, reference: Reference, mark: GreenListMark, res
     return weighted_test(weights, mark=mark, tally=tally, scores=mark.scores(tally)).log10_p
 
 
-def fixed_size(domain: Domain, tilt: float, keys: int) -> int:
-    """N: responses at which the fixed-size test has 80% power at 1e-6, from the spread of log10 p over keys."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedSize:
+    """What the fixed-size test needs."""
+
+    responses: int
+    """N: at which 80% of keys have p <= 1e-6."""
+    error: float
+    """Its standard error over keys."""
+
+
+def fixed_size(domain: Domain, tilt: float, keys: range) -> FixedSize:
+    """Find N from the share of keys that reach 1e-6 at six sizes of text, by a probit line."""
     guess = (math.sqrt(2 * LOG_LEVEL) + 0.8416) ** 2 / (tilt**2 * 0.1875 * domain.gini * 48 / 64)
     sizes = (np.array([0.75, 0.9, 1.05, 1.2, 1.35, 1.5]) * guess / 20).astype(int)
-    reached = np.zeros(len(sizes))
-    for key in range(keys):
+    reached = np.zeros((len(keys), len(sizes)))
+    for row, key in enumerate(keys):
         mark = mark_of(1 + key)
         corpus, reference = domain.student(mark, positions=20 * int(sizes[-1]), tilt=tilt, seed=key)
-        reached += [fixed_log10_p(corpus, reference, mark, int(size)) <= -6 for size in sizes]
-    # A probit line through the six shares.
+        reached[row] = [fixed_log10_p(corpus, reference, mark, int(size)) <= -6 for size in sizes]
+    rng = np.random.default_rng(0)
+    again = [_probit_size(sizes, reached[rng.integers(0, len(keys), len(keys))]) for _ in range(200)]
+    return FixedSize(responses=math.ceil(_probit_size(sizes, reached)), error=float(np.nanstd(again)))
+
+
+def _probit_size(sizes: npt.NDArray[np.int64], reached: FloatArray) -> float:
     from scipy.special import ndtri
 
-    probit = ndtri(np.clip(reached / keys, 0.5 / keys, 1 - 0.5 / keys))
+    floor = 0.5 / len(reached)
+    probit = ndtri(np.clip(reached.mean(axis=0), floor, 1 - floor))
     slope, intercept = np.polyfit(np.sqrt(sizes), probit, 1)
-    return math.ceil(((0.8416 - intercept) / slope) ** 2)
+    return float(((0.8416 - intercept) / slope) ** 2) if slope > 0 else math.nan
 
 
 DOMAINS = {
@@ -204,51 +225,103 @@ DOMAINS = {
     "40,000 windows (as width 2)": {"windows": 40_000, "exponent": 0.7},
 }
 
+PROCESSES = {"newcomers": EProcess, "lanes-only": LanesOnly}
+
 
 @app.command()
 def student(
-    keys: int = 200, tilt: float = 0.15, powers: str = "2,3", looks: str = "8,16,32", plans: str = "1.5"
+    keys: int = 200,
+    first_key: int = 0,
+    tilt: float = 0.15,
+    powers: str = "2,3",
+    looks: str = "8,16,32",
+    plan: float = 1.5,
+    processes: str = "newcomers,lanes-only",
+    width: int = 0,
 ) -> None:
-    """Measure the e-process of the real code on students of a known tilt."""
+    """Measure the e-process of the real code on students of a known tilt, under keys FIRST_KEY and up.
+
+    WIDTH 1 or 2 chooses one of the two domains.
+    """
     started = time.time()
-    for name, shape in DOMAINS.items():
+    chosen = range(first_key, first_key + keys)
+    settings = [
+        (kind, float(power), int(number))
+        for kind in processes.split(",")
+        for power in powers.split(",")
+        for number in looks.split(",")
+    ]
+    for number, (name, shape) in enumerate(DOMAINS.items(), start=1):
+        if width not in (0, number):
+            continue
         domain = Domain(seed=1, **shape)
-        n = fixed_size(domain, tilt, keys)
-        typer.echo(f"{name}, tilt {tilt}, gini {domain.gini:.2f}: N = {20 * n:,} tokens at 80% power ({keys} keys)")
+        fixed = fixed_size(domain, tilt, chosen)
+        n = fixed.responses
         typer.echo(
-            "process     power looks  plan/N  reached 1e-6 (95%)    mean used/N  80% quantile/N  mean log10 e at end"
+            f"{name}, tilt {tilt}, gini {domain.gini:.2f}: N = {20 * n:,} +- {20 * fixed.error:,.0f} tokens at 80% "
+            f"power (keys {first_key} to {first_key + keys - 1})"
         )
-        for kind in (EProcess, LanesOnly):
-            for power in powers.split(","):
-                for number in looks.split(","):
-                    for plan in plans.split(","):
-                        row(domain, kind, tilt, n, float(power), int(number), float(plan), keys)
+        at_n, at_plan = [], []
+        used: dict[tuple[str, float, int], list[float]] = {setting: [] for setting in settings}
+        final: dict[tuple[str, float, int], list[float]] = {setting: [] for setting in settings}
+        for key in chosen:
+            mark = mark_of(1 + key)
+            corpus, reference = domain.student(mark, positions=20 * int(plan * n), tilt=tilt, seed=key)
+            at_n.append(fixed_log10_p(corpus, reference, mark, n))
+            at_plan.append(fixed_log10_p(corpus, reference, mark, int(plan * n)))
+            with shared_tallies():
+                for setting in settings:
+                    kind, power, number = setting
+                    detect.e_process.EProcess = PROCESSES[kind]  # type: ignore[misc]
+                    result = sequential_test(
+                        corpus, mark, reference=reference, weighting=CENTRED, looks=number, power=power, level=LEVEL
+                    )
+                    needed = result.tokens_needed
+                    used[setting].append(math.inf if needed is None else needed / 60 / n)
+                    final[setting].append(result.log10_e)
+        typer.echo(
+            f"fixed size: mean log10 p {np.mean(at_n):.2f} at N (reached 1e-6: {np.mean(np.array(at_n) <= -6):.3f}), "
+            f"{np.mean(at_plan):.2f} at {plan} N ({np.mean(np.array(at_plan) <= -6):.3f})"
+        )
+        typer.echo("process     power looks  reached 1e-6 (95%)  mean used/N  80% quantile/N  mean log10 e at end")
+        for setting in settings:
+            typer.echo(_line(setting, np.array(used[setting]), final[setting], plan=plan))
         typer.echo(f"({time.time() - started:.0f} s)")
 
 
-def row(
-    domain: Domain, kind: type[EProcess], tilt: float, n: int, power: float, looks: int, plan: float, keys: int
-) -> None:
-    used, final = [], []
-    for key in range(keys):
-        mark = mark_of(1 + key)
-        corpus, reference = domain.student(mark, positions=20 * int(plan * n), tilt=tilt, seed=key)
-        detect.e_process.EProcess = kind  # type: ignore[misc]
-        result = sequential_test(
-            corpus, mark, reference=reference, weighting=CENTRED, looks=looks, power=power, level=LEVEL
-        )
-        used.append(math.inf if result.tokens_needed is None else result.tokens_needed / 60 / n)
-        final.append(result.log10_e)
-    spent = np.array(used)
-    share = float(np.isfinite(spent).mean())
-    half = 1.96 * math.sqrt(share * (1 - share) / keys)
-    mean = float(np.where(np.isfinite(spent), spent, plan).mean())
-    quantile = np.sort(spent)[math.ceil(0.8 * keys) - 1]
-    label = "lanes only" if kind is LanesOnly else "newcomers"
-    typer.echo(
-        f"{label:11} {power:5.1f} {looks:5}  {plan:6.2f}  {share:.3f} +- {half:.3f}        {mean:11.2f}  "
-        f"{quantile:14.2f}  {np.mean(final):.1f}"
+def _line(setting: tuple[str, float, int], used: FloatArray, final: list[float], *, plan: float) -> str:
+    kind, power, looks = setting
+    share = float(np.isfinite(used).mean())
+    half = 1.96 * math.sqrt(share * (1 - share) / len(used))
+    mean = float(np.where(np.isfinite(used), used, plan).mean())
+    quantile = np.sort(used)[math.ceil(0.8 * len(used)) - 1]
+    return (
+        f"{kind:11} {power:5.1f} {looks:5}  {share:.3f} +- {half:.3f}      {mean:11.2f}  {quantile:14.2f}  "
+        f"{np.mean(final):19.1f}"
     )
+
+
+@contextmanager
+def shared_tallies() -> Iterator[None]:
+    """Keep what no key and no schedule enters of one student's looks: looks of 8 are looks of 32 too."""
+    tallies: dict[int, Tally] = {}
+    scales: dict[int, float] = {}
+
+    def tally(responses: Sequence[npt.NDArray[np.uint32]], **options: Any) -> Tally:
+        if len(responses) not in tallies:
+            tallies[len(responses)] = tally_of(responses, **options)
+        return tallies[len(responses)]
+
+    def scale(tally: Tally, weights: Weights) -> float:
+        if id(tally) not in scales:
+            scales[id(tally)] = tilt_scale(tally, weights)
+        return scales[id(tally)]
+
+    detect.e_process.tally_of, detect.e_process.tilt_scale = tally, scale  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        detect.e_process.tally_of, detect.e_process.tilt_scale = tally_of, tilt_scale
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """False-positive rates of every weighted test and the count, under random keys, on clean students' answers by kind.
 
     python benchmarks/studies/null.py STUDY_DIR [--keys 10000] [--many 200000]
+    python benchmarks/studies/null.py STUDY_DIR --config arms --cell w1-d100-k1-s1-tool-calls --windows 1 --many 0
 
-STUDY_DIR is a run of the study `small`. Its first clean student's answers are split into code, prose and boilerplate;
-on each, all tests are made under --keys keys, and the count and the default tests under --many. Seeds are the number of
-the row. Prints a Markdown table: the share of keys with p at or below each level; an asterisk where its 95% interval
-lies above the level. One core, some ten minutes.
+STUDY_DIR is a run of the study `small`, or of another that is named. A student's answers, by default the first clean
+one's, are split by kind; on each, all tests are made under --keys keys, and the count and the default tests under
+--many. No key is a study's; seeds are the number of the row. Prints a Markdown table: the share of keys with
+p at or below each level; an asterisk where its 95% interval lies above the level. One core, some ten minutes.
 """
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ from detect.study.config import load_config
 from detect.study.lab import open_lab
 from detect.study.outputs import Outputs
 from detect.tally import PromptPolicy
-
-CELL = "d0-s101"
 
 
 def corpus_of(responses: list[np.ndarray]) -> Corpus:
@@ -62,10 +61,14 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("--keys", type=int, default=10_000)
     parser.add_argument("--many", type=int, default=200_000)
+    parser.add_argument("--config", default="small")
+    parser.add_argument("--cell", default="d0-s101")
+    parser.add_argument("--windows", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
-    lab = open_lab(load_config("small"), arguments.study / "lab")
-    outputs = Outputs.load(arguments.study / "cells" / CELL / "outputs.npz")
-    reference = Reference.load(arguments.study / "cells" / CELL / "reference-base.npz")
+    lab = open_lab(load_config(arguments.config), arguments.study / "lab")
+    cell = arguments.study / "cells" / arguments.cell
+    outputs = Outputs.load(cell / "outputs.npz")
+    reference = Reference.load(cell / "reference-base.npz")
     kinds = np.array(outputs.kinds)
     print("| text | window | test | keys | p <= 0.01 | p <= 0.001 | p <= 0.0001 | sd of z |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
@@ -74,7 +77,7 @@ def main() -> None:
         chosen = np.flatnonzero(kinds == kind)
         corpus = corpus_of([outputs.responses[r] for r in chosen])
         part = part_of(reference, chosen)
-        for window in (1, 2):
+        for window in arguments.windows:
             params = lab.scope(1, window).params
             for keys, weightings in ((arguments.keys, tuple(FAMILY.values())), (arguments.many, DEFAULT)):
                 if not keys:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make the tables and plots of docs/study.md again: benchmarks/studies/study.sh OUT_DIR [tiny|small|real|real-two-cores]
-# tiny: two minutes; small: some 75 minutes on two cores; goes on from where it was stopped.
+# Make the tables and plots of docs/study.md again: benchmarks/studies/study.sh OUT_DIR [tiny|small|arms|real|real-two-cores]
+# tiny: two minutes; small: some 75 minutes on two cores; arms: 20 on one; goes on from where it was stopped.
 set -euo pipefail
 out=$1
 size=${2:-small}

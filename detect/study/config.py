@@ -14,7 +14,7 @@ from typing import Any, Final, get_type_hints
 
 from watermark.errors import InputError, UsageError, printable
 
-__all__ = ["ARMS", "LABS", "REFERENCES", "StudyConfig", "load_config", "shipped_configs", "with_workers"]
+__all__ = ["ARMS", "DOMAINS", "LABS", "REFERENCES", "StudyConfig", "load_config", "shipped_configs", "with_workers"]
 
 LABS: Final = ("tiny", "small", "real")
 
@@ -22,10 +22,13 @@ LABS: Final = ("tiny", "small", "real")
 #: answers; the teacher without its mark.
 REFERENCES: Final = ("base", "twin", "teacher")
 
+#: Arms whose students are trained and asked in one kind of text alone.
+DOMAINS: Final = ("code", "tool-calls")
+
 #: Further students and suspects: trained on answers half of whose spans an unmarked model wrote anew; with the shift
-#: that training made taken away at inference (Pan et al., arXiv 2502.11598); trained once more on unmarked answers; and
-#: no student at all but the marked teacher itself.
-ARMS: Final = ("paraphrase", "neutralised", "second-fine-tune", "relay")
+#: that training made taken away at inference (Pan et al., arXiv 2502.11598); trained once more on unmarked answers; no
+#: student at all but the marked teacher itself; one with a vocabulary of its own; and those of `DOMAINS`.
+ARMS: Final = ("paraphrase", "neutralised", "second-fine-tune", "relay", "cross-tokenizer", *DOMAINS)
 
 _FOLDER = Path(__file__).with_name("configs")
 
@@ -37,7 +40,17 @@ class TextConfig:
     code: int = 20_000_000
     prose: int = 13_000_000
     boilerplate: int = 3_000_000
+    tool_calls: int = 0
     vocabulary: int = 4096
+
+    def characters(self) -> dict[str, int]:
+        """Return how many are wanted of each of `detect.study.text.KINDS`."""
+        return {
+            "code": self.code,
+            "prose": self.prose,
+            "boilerplate": self.boilerplate,
+            "tool-calls": self.tool_calls,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +145,8 @@ class StudyConfig:
         # These two go on from the plain student of that dose.
         starting = {"neutralised", "second-fine-tune"} & set(self.arms)
         _check(not starting or self.arm_dose in self.doses, "arm_dose", "one of the doses")
+        called = "tool-calls" not in self.arms or self.lab == "real" or self.text.tool_calls > 0
+        _check(called, "text.tool_calls", "characters of tool calls, since the arm 'tool-calls' is wanted")
 
     def digest(self) -> str:
         """Return the hexadecimal SHA-256 of what decides the results.
@@ -139,6 +154,8 @@ class StudyConfig:
         The number of workers is not in it, nor are the arms, which add students and change no other.
         """
         described = {key: value for key, value in asdict(self).items() if key not in ("workers", "arms")}
+        if not self.text.tool_calls:  # Studies from before there were any keep their digest.
+            del described["text"]["tool_calls"]
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 

@@ -39,7 +39,7 @@ class Lab(ABC):
 
     @abstractmethod
     def make_model(self, which: str) -> dict[str, Any]:
-        """Make the ``teacher`` or the ``base``; return what is to be recorded of it."""
+        """Make the ``teacher``, the ``base`` or the ``foreign`` base; return what is to be recorded of it."""
 
     @property
     @abstractmethod
@@ -47,8 +47,13 @@ class Lab(ABC):
         """The teacher's."""
 
     @abstractmethod
-    def teacher_answers(self, scope: ScopeKeys | None) -> Outputs:
-        """Return the teacher's answers to the prompts that students learn from, marked under *scope* if given."""
+    def teacher_answers(self, scope: ScopeKeys | None, *, kind: str = "") -> Outputs:
+        """Return the teacher's answers to the prompts that students learn from, marked under *scope* if given.
+
+        Args:
+            scope: whose mark the answers bear; None for unmarked ones.
+            kind: of the prompts; by default all.
+        """
 
     @abstractmethod
     def train_student(self, answers: Outputs, *, seed: int, path: Path, base: Path | None = None) -> dict[str, Any]:
@@ -62,8 +67,8 @@ class Lab(ABC):
         """
 
     @abstractmethod
-    def suspect_outputs(self, model: Path, *, seed: int) -> Outputs:
-        """Return a model's unmarked answers to the prompts of the audit."""
+    def suspect_outputs(self, model: Path, *, seed: int, kind: str = "") -> Outputs:
+        """Return a model's unmarked answers to the prompts of the audit, or to those of one kind."""
 
     @abstractmethod
     def teacher_relayed(self, scope: ScopeKeys, *, seed: int) -> Outputs:
@@ -76,6 +81,27 @@ class Lab(ABC):
             UsageError: this lab has no such arm.
         """
         raise UsageError(f"arm 'paraphrase': the {self.config.lab} lab has none; leave it out of arms")
+
+    def foreign_student(self, answers: Outputs, *, seed: int, path: Path) -> dict[str, Any]:
+        """Train a student with a vocabulary of its own on the answers' text (`detect.study.foreign`).
+
+        Args:
+            answers: what it learns, in the teacher's ids.
+            seed: of the order.
+            path: where it goes.
+
+        Raises:
+            UsageError: this lab has no such arm.
+        """
+        raise UsageError(f"arm 'cross-tokenizer': the {self.config.lab} lab has none; leave it out of arms")
+
+    def foreign_outputs(self, model: Path, *, seed: int) -> Outputs:
+        """Return such a student's answers to the prompts of the audit, their text cut into the teacher's ids.
+
+        Raises:
+            UsageError: this lab has no such arm.
+        """
+        raise UsageError(f"arm 'cross-tokenizer': the {self.config.lab} lab has none; leave it out of arms")
 
     def neutralised_outputs(self, model: Path, learned: Outputs, *, seed: int) -> Outputs:
         """Return a student's answers to the prompts of the audit, the shift of its training taken away.

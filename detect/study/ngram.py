@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from detect.reference import Reference, on_grid
 from detect.study.config import StudyConfig
+from detect.study.foreign import foreign_size, retokenised, shared_boundaries
 from detect.study.lab import Lab
 from detect.study.outputs import Outputs
 from detect.study.text import Half, digest_of, find_passages
@@ -113,11 +114,15 @@ class TinyLab(Lab):
         """The teacher's, which the students share."""
         return load(self.folder / "tokenizer.json")
 
+    @cached_property
+    def foreign_tokenizer(self) -> Tokenizer:
+        """That of the student of the arm ``cross-tokenizer``."""
+        return load(self.folder / "foreign-tokenizer.json")
+
     def make_text(self) -> dict[str, Any]:
         """Find the passages in the standard library alone."""
         text = self.config.text
-        wanted = {"code": text.code, "prose": text.prose, "boilerplate": text.boilerplate}
-        passages = find_passages(wanted, folders=[Path(sysconfig.get_paths()["stdlib"])])
+        passages = find_passages(text.characters(), folders=[Path(sysconfig.get_paths()["stdlib"])])
         learned = [passage for passage in passages if passage.half in (Half.TEACHER, Half.BASE)]
         trained = train_vocabulary(
             (passage.text for passage in learned[::2]), size=text.vocabulary, path=self.folder / "tokenizer.json"
@@ -135,30 +140,47 @@ class TinyLab(Lab):
     def make_model(self, which: str) -> dict[str, Any]:
         """Count one half of the text."""
         ids, _ = self._texts(Half.TEACHER if which == "teacher" else Half.BASE)
-        stream = _stream(ids, self.tokenizer.special_id(END))
+        tokenizer, record = self.tokenizer, {}
+        if which == "foreign":
+            texts = [tokenizer.decode(part) for part in ids]
+            tokenizer = train_vocabulary(
+                texts, size=foreign_size(tokenizer.vocabulary_size), path=self.folder / "foreign-tokenizer.json"
+            )
+            ids = [tokenizer.encode(text) for text in texts]
+            record = {"shared_boundaries": shared_boundaries(texts[::20], first=self.tokenizer, second=tokenizer)}
+        stream = _stream(ids, tokenizer.special_id(END))
         _write(stream, self.folder / f"{which}.npz")
-        return {"tokens": len(stream)}
+        return {"tokens": len(stream), **record}
 
-    def teacher_answers(self, scope: ScopeKeys | None) -> Outputs:
+    def teacher_answers(self, scope: ScopeKeys | None, *, kind: str = "") -> Outputs:
         """Return one answer to the beginning of each held-out passage, as many as the study wants."""
         seed = 13 if scope is None else int(scope.commitments()[0][:12], 16)
-        return self._answers("teacher", Half.ASKED, self.config.answers, seed=seed, scope=scope)
+        return self._answers("teacher", Half.ASKED, self.config.answers, seed=seed, scope=scope, kind=kind)
 
     def train_student(self, answers: Outputs, *, seed: int, path: Path, base: Path | None = None) -> dict[str, Any]:
         """Count the base's text and the answers; the seed changes which nine tenths of the base's text it is."""
-        end = self.tokenizer.special_id(END)
         with np.load(base or self.folder / "base.npz") as file:
-            stream = file["ids"]
-        parts = np.array_split(stream, 10)
+            parts = np.array_split(file["ids"], 10)
         if base is None:
             parts.pop(seed % 10)
-        texts = [np.concatenate([p, r]) for p, r in zip(answers.prompts, answers.responses, strict=True)]
-        _write(np.concatenate([*parts, _stream(texts, end)]), path)
-        return {"tokens": answers.tokens}
+        return _learned(parts, answers, self.tokenizer, path)
 
-    def suspect_outputs(self, model: Path, *, seed: int) -> Outputs:
+    def suspect_outputs(self, model: Path, *, seed: int, kind: str = "") -> Outputs:
         """Return the model's answers to beginnings of passages that no other part of the study uses."""
-        return self._suspect(model, seed=seed, scope=None)
+        return self._suspect(model, seed=seed, scope=None, kind=kind)
+
+    def foreign_student(self, answers: Outputs, *, seed: int, path: Path) -> dict[str, Any]:
+        """Count the base's text and the answers', both in another vocabulary."""
+        with np.load(self.folder / "foreign.npz") as file:
+            parts = np.array_split(file["ids"], 10)
+        parts.pop(seed % 10)
+        theirs = retokenised(answers, of=self.tokenizer, by=self.foreign_tokenizer)
+        return _learned(parts, theirs, self.foreign_tokenizer, path)
+
+    def foreign_outputs(self, model: Path, *, seed: int) -> Outputs:
+        """Return its answers to the same beginnings, as the teacher's tokenizer cuts them."""
+        said = self._answers(model, Half.AUDIT, self._asked, seed=seed, scope=None, tokenizer=self.foreign_tokenizer)
+        return retokenised(said, of=self.foreign_tokenizer, by=self.tokenizer).first_tokens(self.config.suspect_tokens)
 
     def teacher_relayed(self, scope: ScopeKeys, *, seed: int) -> Outputs:
         """Return the marked teacher's own answers to the prompts of the audit."""
@@ -202,13 +224,31 @@ class TinyLab(Lab):
             said_p=on_grid(said_p),
         )
 
-    def _suspect(self, model: Path | str, *, seed: int, scope: ScopeKeys | None) -> Outputs:
-        wanted = -(-self.config.suspect_tokens * 11 // (10 * self.config.answer_tokens))
-        said = self._answers(model, Half.AUDIT, wanted, seed=seed, scope=scope)
+    @property
+    def _asked(self) -> int:
+        """Prompts of the audit: an answer that does not end by itself has `answer_tokens` ids, others fewer."""
+        return -(-self.config.suspect_tokens * 11 // (10 * self.config.answer_tokens))
+
+    def _suspect(self, model: Path | str, *, seed: int, scope: ScopeKeys | None, kind: str = "") -> Outputs:
+        said = self._answers(model, Half.AUDIT, self._asked, seed=seed, scope=scope, kind=kind)
         return said.first_tokens(self.config.suspect_tokens)
 
-    def _answers(self, model: Path | str, half: Half, count: int, *, seed: int, scope: ScopeKeys | None) -> Outputs:
-        texts, kinds = self._texts(half)
+    def _answers(
+        self,
+        model: Path | str,
+        half: Half,
+        count: int,
+        *,
+        seed: int,
+        scope: ScopeKeys | None,
+        kind: str = "",
+        tokenizer: Tokenizer | None = None,
+    ) -> Outputs:
+        texts, kinds = self._texts(half, kind)
+        if tokenizer is not None:
+            texts = [tokenizer.encode(self.tokenizer.decode(part)) for part in texts]
+        else:
+            tokenizer = self.tokenizer
         length = max(2, self.config.prompt_tokens)
         beginnings = [
             (i, begin)
@@ -217,9 +257,9 @@ class TinyLab(Lab):
             if len(texts[i]) >= begin + length
         ][:count]
         prompts = [texts[i][begin : begin + length] for i, begin in beginnings]
-        chosen = self._model(model)
+        chosen = self._model(model, vocabulary=tokenizer.vocabulary_size)
         green_list = None if scope is None else GreenList(scope)
-        end = self.tokenizer.special_id(END)
+        end = tokenizer.special_id(END)
         responses: list[Ids] = []
         ended: list[bool] = []
         for number, first in enumerate(range(0, len(prompts), _BATCH)):
@@ -236,20 +276,20 @@ class TinyLab(Lab):
             kinds=tuple(kinds[i] for i, _ in beginnings),
         )
 
-    def _model(self, model: Path | str) -> NgramModel:
+    def _model(self, model: Path | str, *, vocabulary: int | None = None) -> NgramModel:
         path = model if isinstance(model, Path) else self.folder / f"{model}.npz"
         if isinstance(model, str) and model in self._models:
             return self._models[model]
         with np.load(path, allow_pickle=False) as file:
-            made = train_ngrams(file["ids"], vocabulary=self.tokenizer.vocabulary_size)
+            made = train_ngrams(file["ids"], vocabulary=vocabulary or self.tokenizer.vocabulary_size)
         if isinstance(model, str):
             self._models[model] = made
         return made
 
-    def _texts(self, half: Half) -> tuple[list[Ids], list[str]]:
+    def _texts(self, half: Half, kind: str = "") -> tuple[list[Ids], list[str]]:
         with np.load(self.folder / "text.npz", allow_pickle=False) as file:
             ids, starts, halves, kinds = (file[name] for name in ("ids", "starts", "halves", "kinds"))
-        chosen = np.flatnonzero(halves == half.value)
+        chosen = np.flatnonzero((halves == half.value) & ((kinds == kind) | (kind == "")))
         return [ids[starts[i] : starts[i + 1]].astype(np.uint32) for i in chosen], [str(kinds[i]) for i in chosen]
 
 
@@ -276,6 +316,13 @@ def _sample(
 
 def _stream(texts: Sequence[Ids], end: int) -> Ids:
     return np.concatenate([np.append(ids, np.uint32(end)) for ids in texts])
+
+
+def _learned(base: Sequence[Ids], answers: Outputs, tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
+    """Write a student, which is the text it was counted on, and return what is to be recorded."""
+    texts = [np.concatenate([p, r]) for p, r in zip(answers.prompts, answers.responses, strict=True)]
+    _write(np.concatenate([*base, _stream(texts, tokenizer.special_id(END))]), path)
+    return {"tokens": answers.tokens}
 
 
 def _write(stream: Ids, path: Path) -> None:

@@ -18,6 +18,7 @@ from detect.reference import Reference
 from detect.study.config import StudyConfig
 from detect.study.lab import Lab
 from detect.study.outputs import Outputs
+from detect.study.precision import fast_dtype
 from watermark.errors import UsageError
 from watermark.green_list import GreenList
 from watermark.keys import ScopeKeys
@@ -25,7 +26,7 @@ from watermark.tokenizer import Tokenizer, load
 
 __all__ = ["FORMS", "TOPICS", "RealLab", "study_prompts"]
 
-#: What is asked of each topic. Every third one is of code or of a tool call.
+#: What is asked of each topic. Every third one is of code, JSON or a tool call.
 FORMS = (
     "Explain {} to a beginner.",
     "Write a short story about {}.",
@@ -79,13 +80,17 @@ def study_prompts() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     halves = []
     for chosen in (topics[: len(topics) // 2], topics[len(topics) // 2 :]):
         asked = [
-            (form.format(topic), "code" if place % 3 == 2 else "prose")
+            (form.format(topic), "tool-calls" if "tool call" in form else "code" if place % 3 == 2 else "prose")
             for place, form in enumerate(FORMS)
             for topic in chosen
         ]
         rng.shuffle(asked)
         halves.append(asked)
     return halves[0], halves[1]
+
+
+def _of_kind(asked: list[tuple[str, str]], kind: str) -> list[tuple[str, str]]:
+    return [each for each in asked if kind in ("", each[1])]
 
 
 class RealLab(Lab):
@@ -113,10 +118,11 @@ class RealLab(Lab):
         """Record which model it is: it comes trained."""
         return {"model": "smollm2"}
 
-    def teacher_answers(self, scope: ScopeKeys | None) -> Outputs:
+    def teacher_answers(self, scope: ScopeKeys | None, *, kind: str = "") -> Outputs:
         """Return an answer to each of the first prompts."""
-        asked, _ = study_prompts()
+        asked = _of_kind(study_prompts()[0], kind)
         name = "unmarked" if scope is None else f"marked-w{scope.params.window}-{scope.commitments()[0][:12]}"
+        name += f"-{kind}" if kind else ""
         seed = 13 if scope is None else int(scope.commitments()[0][:8], 16)
         return self._answers("teacher", asked[: self.config.answers], name, seed=seed, scope=scope)
 
@@ -136,9 +142,9 @@ class RealLab(Lab):
         record = train_lora(model, examples, path.with_suffix(""), training=training, seed=seed)
         return {"tokens": answers.tokens, **record}
 
-    def suspect_outputs(self, model: Path, *, seed: int) -> Outputs:
+    def suspect_outputs(self, model: Path, *, seed: int, kind: str = "") -> Outputs:
         """Return the model's answers to prompts on other topics."""
-        return self._suspect(model, seed=seed, scope=None)
+        return self._suspect(model, seed=seed, scope=None, kind=kind)
 
     def teacher_relayed(self, scope: ScopeKeys, *, seed: int) -> Outputs:
         """Return the marked teacher's own answers to prompts on other topics."""
@@ -153,8 +159,8 @@ class RealLab(Lab):
         places = [(str(place),) for place in range(len(outputs))]
         return replace(read_reference(by_place, outputs.responses, places, top=self.config.top), name=name)
 
-    def _suspect(self, model: Path | str, *, seed: int, scope: ScopeKeys | None) -> Outputs:
-        _, audit = study_prompts()
+    def _suspect(self, model: Path | str, *, seed: int, scope: ScopeKeys | None, kind: str = "") -> Outputs:
+        audit = _of_kind(study_prompts()[1], kind)
         wanted = min(len(audit), -(-self.config.suspect_tokens * 5 // (4 * self.config.answer_tokens)))
         name = f"suspect-{seed}"
         return self._answers(model, audit[:wanted], name, seed=seed, scope=scope).first_tokens(
@@ -203,9 +209,12 @@ class RealLab(Lab):
         from watermark.models import load_model
 
         if isinstance(model, Path):
-            return load_model(str(model.with_suffix("")), tokenizer="smollm2")
-        if not keep:
-            return load_model("smollm2")
-        if "smollm2" not in self._loaded:
-            self._loaded["smollm2"] = load_model("smollm2")
-        return self._loaded["smollm2"]
+            loaded = load_model(str(model.with_suffix("")), tokenizer="smollm2")
+        elif keep and "smollm2" in self._loaded:
+            return self._loaded["smollm2"]
+        else:
+            loaded = load_model("smollm2")
+        loaded.model.to(fast_dtype(loaded.device.type))
+        if keep and not isinstance(model, Path):
+            self._loaded["smollm2"] = loaded
+        return loaded

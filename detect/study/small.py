@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from detect.reference import Reference
 from detect.study.config import StudyConfig
+from detect.study.foreign import foreign_size, retokenised, shared_boundaries
 from detect.study.lab import Lab
 from detect.study.outputs import Outputs
 from detect.study.text import Half, Passage, digest_of, find_passages
@@ -31,7 +32,7 @@ __all__ = ["SmallLab"]
 Ids = npt.NDArray[np.uint32]
 Neutralise = Callable[[npt.NDArray[np.float32], Ids], None]
 
-_SEEDS = {"teacher": 11, "base": 12, "unmarked": 13, "relay": 14}
+_SEEDS = {"teacher": 11, "base": 12, "unmarked": 13, "relay": 14, "foreign": 15}
 
 
 class SmallLab(Lab):
@@ -46,6 +47,11 @@ class SmallLab(Lab):
         """The teacher's, which the students share."""
         return load(self.folder / "tokenizer.json")
 
+    @cached_property
+    def foreign_tokenizer(self) -> Tokenizer:
+        """That of the student of the arm ``cross-tokenizer``."""
+        return load(self.folder / "foreign-tokenizer.json")
+
     @property
     def end(self) -> int:
         """The id that ends a document."""
@@ -54,7 +60,7 @@ class SmallLab(Lab):
     def make_text(self) -> dict[str, Any]:
         """Find the passages and train the vocabulary on every fourth of those that models are trained on."""
         text = self.config.text
-        passages = find_passages({"code": text.code, "prose": text.prose, "boilerplate": text.boilerplate})
+        passages = find_passages(text.characters())
         learned = [passage for passage in passages if passage.half in (Half.TEACHER, Half.BASE)]
         trained = train_vocabulary(
             (passage.text for passage in learned[::4]),
@@ -70,44 +76,52 @@ class SmallLab(Lab):
         }
 
     def make_model(self, which: str) -> dict[str, Any]:
-        """Train the teacher or the base from scratch."""
+        """Train the teacher, the base or the base of another vocabulary from scratch."""
         from detect.study.transformer import Shape, Training, pretrain
 
         ids, _ = self._texts(Half.TEACHER if which == "teacher" else Half.BASE)
+        tokenizer, record = self.tokenizer, {}
+        if which == "foreign":
+            texts = [tokenizer.decode(part) for part in ids]
+            tokenizer = train_vocabulary(
+                texts, size=foreign_size(tokenizer.vocabulary_size), path=self.folder / "foreign-tokenizer.json"
+            )
+            ids = [tokenizer.encode(text) for text in texts]
+            record = {"shared_boundaries": shared_boundaries(texts[::50], first=self.tokenizer, second=tokenizer)}
         model = pretrain(
             ids,
             name=which,
-            shape=Shape(vocabulary=self.tokenizer.vocabulary_size, **asdict(self.config.shape)),
+            shape=Shape(vocabulary=tokenizer.vocabulary_size, **asdict(self.config.shape)),
             training=Training(**asdict(self.config.pretraining)),
-            end=self.end,
+            end=tokenizer.special_id(END),
             seed=_SEEDS[which],
         )
         model.save(self.folder / f"{which}.pt")
-        return {"tokens": sum(map(len, ids)), "losses": model.losses, "seconds": model.seconds}
+        return {"tokens": sum(map(len, ids)), "losses": model.losses, "seconds": model.seconds, **record}
 
-    def teacher_answers(self, scope: ScopeKeys | None) -> Outputs:
+    def teacher_answers(self, scope: ScopeKeys | None, *, kind: str = "") -> Outputs:
         """Return one answer to the beginning of each held-out passage, as many as the study wants."""
         seed = _SEEDS["unmarked"] if scope is None else int(scope.commitments()[0][:12], 16)
-        return self._answers("teacher", Half.ASKED, self.config.answers, seed=seed, scope=scope)
+        return self._answers("teacher", Half.ASKED, self.config.answers, seed=seed, scope=scope, kind=kind)
 
     def train_student(self, answers: Outputs, *, seed: int, path: Path, base: Path | None = None) -> dict[str, Any]:
         """Fine-tune the base (all its weights) on the answers."""
-        from detect.study.transformer import Training, fine_tune
+        return self._fine_tuned(base or "base", answers, end=self.end, seed=seed, path=path)
 
-        student = fine_tune(
-            self._model(base or "base"),
-            answers,
-            name=path.parent.name,
-            training=Training(**asdict(self.config.fine_tuning)),
-            end=self.end,
-            seed=seed,
-        )
-        student.save(path)
-        return {"tokens": answers.tokens, "losses": student.losses, "seconds": student.seconds}
-
-    def suspect_outputs(self, model: Path, *, seed: int) -> Outputs:
+    def suspect_outputs(self, model: Path, *, seed: int, kind: str = "") -> Outputs:
         """Return the model's answers to beginnings of passages that no other part of the study uses."""
-        return self._suspect(model, seed=seed, scope=None)
+        return self._suspect(model, seed=seed, scope=None, kind=kind)
+
+    def foreign_student(self, answers: Outputs, *, seed: int, path: Path) -> dict[str, Any]:
+        """Fine-tune the base of the other vocabulary on the answers' text."""
+        theirs = retokenised(answers, of=self.tokenizer, by=self.foreign_tokenizer)
+        end = self.foreign_tokenizer.special_id(END)
+        return self._fine_tuned("foreign", theirs, end=end, seed=seed, path=path)
+
+    def foreign_outputs(self, model: Path, *, seed: int) -> Outputs:
+        """Return its answers to the same beginnings, as the teacher's tokenizer cuts them."""
+        said = self._answers(model, Half.AUDIT, self._asked, seed=seed, tokenizer=self.foreign_tokenizer)
+        return retokenised(said, of=self.foreign_tokenizer, by=self.tokenizer).first_tokens(self.config.suspect_tokens)
 
     def teacher_relayed(self, scope: ScopeKeys, *, seed: int) -> Outputs:
         """Return the marked teacher's own answers to the prompts of the audit."""
@@ -133,12 +147,35 @@ class SmallLab(Lab):
         reference = read(self._model(model), outputs, tokenizer=self.tokenizer.digest(), top=self.config.top)
         return replace(reference, name=name)
 
+    @property
+    def _asked(self) -> int:
+        """Prompts of the audit: an answer that does not end by itself has `answer_tokens` ids, others fewer."""
+        return -(-self.config.suspect_tokens * 11 // (10 * self.config.answer_tokens))
+
+    def _fine_tuned(self, base: Path | str, answers: Outputs, *, end: int, seed: int, path: Path) -> dict[str, Any]:
+        from detect.study.transformer import Training, fine_tune
+
+        student = fine_tune(
+            self._model(base),
+            answers,
+            name=path.parent.name,
+            training=Training(**asdict(self.config.fine_tuning)),
+            end=end,
+            seed=seed,
+        )
+        student.save(path)
+        return {"tokens": answers.tokens, "losses": student.losses, "seconds": student.seconds}
+
     def _suspect(
-        self, model: Path | str, *, seed: int, scope: ScopeKeys | None, neutralise: Neutralise | None = None
+        self,
+        model: Path | str,
+        *,
+        seed: int,
+        scope: ScopeKeys | None,
+        neutralise: Neutralise | None = None,
+        kind: str = "",
     ) -> Outputs:
-        # An answer that does not end by itself has this many ids; a tenth more prompts make up for those that do.
-        wanted = -(-self.config.suspect_tokens * 11 // (10 * self.config.answer_tokens))
-        said = self._answers(model, Half.AUDIT, wanted, seed=seed, scope=scope, neutralise=neutralise)
+        said = self._answers(model, Half.AUDIT, self._asked, seed=seed, scope=scope, neutralise=neutralise, kind=kind)
         return said.first_tokens(self.config.suspect_tokens)
 
     def _answers(
@@ -150,10 +187,14 @@ class SmallLab(Lab):
         seed: int,
         scope: ScopeKeys | None = None,
         neutralise: Neutralise | None = None,
+        kind: str = "",
+        tokenizer: Tokenizer | None = None,
     ) -> Outputs:
         from detect.study.transformer import answer
 
-        ids, kinds = self._texts(half)
+        ids, kinds = self._texts(half, kind)
+        if tokenizer is not None:
+            ids = [tokenizer.encode(self.tokenizer.decode(part)) for part in ids]
         length = self.config.prompt_tokens
         long = [i for i in range(len(ids)) if len(ids[i]) >= length]
         # Later rounds begin further into the passage, where it is long enough.
@@ -167,7 +208,7 @@ class SmallLab(Lab):
             [ids[i][begin : begin + length] for i, begin in chosen],
             [kinds[i] for i, _ in chosen],
             tokens=self.config.answer_tokens,
-            end=self.end,
+            end=(tokenizer or self.tokenizer).special_id(END),
             seed=seed,
             green_list=None if scope is None else GreenList(scope),
             neutralise=neutralise,
@@ -183,11 +224,11 @@ class SmallLab(Lab):
             self._models[model] = TrainedModel.load(path, name=model)
         return self._models[model]
 
-    def _texts(self, half: Half) -> tuple[list[Ids], list[str]]:
-        """Return the ids of each passage of one half, and its kind."""
+    def _texts(self, half: Half, kind: str = "") -> tuple[list[Ids], list[str]]:
+        """Return the ids of each passage of one half, or of one kind in it, and its kind."""
         with np.load(self.folder / "text.npz", allow_pickle=False) as file:
             ids, starts, halves, kinds = (file[name] for name in ("ids", "starts", "halves", "kinds"))
-        chosen = np.flatnonzero(halves == half.value)
+        chosen = np.flatnonzero((halves == half.value) & ((kinds == kind) | (kind == "")))
         return (
             [ids[starts[i] : starts[i + 1]].astype(np.uint32) for i in chosen],
             [str(kinds[i]) for i in chosen],

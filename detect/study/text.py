@@ -4,7 +4,9 @@ Nothing is downloaded. The same packages give the same passages in the same orde
 
 * *code*: Python files of the standard library and of the packages installed;
 * *prose*: the docstrings of such files (of others than those taken as code);
-* *boilerplate*: the licences, notices and metadata of the packages.
+* *boilerplate*: the licences, notices and metadata of the packages;
+* *tool-calls*: the calls in such files as give the docstrings, each as a line of JSON, ``{"tool": ..., "arguments":
+  ...}``: arguments by name, what is not a constant as its source, and those without a name as a list, ``args``.
 
 A passage is a run of whole lines of one file. Passages of one file stay on one side of every split.
 """
@@ -13,19 +15,22 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import sysconfig
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from watermark.errors import UsageError
 
 __all__ = ["KINDS", "Half", "Passage", "digest_of", "find_passages"]
 
-KINDS = ("code", "prose", "boilerplate")
+KINDS = ("code", "prose", "boilerplate", "tool-calls")
 
 #: Characters in a passage at most: some 400 to 500 ids, longer than any answer of a study.
 _PASSAGE = 1600
@@ -35,6 +40,9 @@ _SHORTEST = 240
 
 #: Larger files are tables and generated code.
 _LARGEST_FILE = 200_000
+
+#: Calls with longer arguments hold data.
+_LONGEST_CALL = 400
 
 _BOILERPLATE = ("licen", "copying", "notice", "metadata", "copyright", "authors")
 
@@ -83,7 +91,7 @@ def find_passages(characters: Mapping[str, int], *, folders: Sequence[Path] | No
         wanted, had = characters.get(kind, 0), 0
         if wanted:
             for source, path in files:
-                if _kind_of(source) != kind:
+                if _kind_of(source) != ("prose" if kind == "tool-calls" else kind):
                     continue
                 for text in _passages(path, kind):
                     name = hashlib.sha256(" ".join(text.split()).encode()).digest()
@@ -152,7 +160,7 @@ def _passages(path: Path, kind: str) -> Iterator[str]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return
-    texts = _docstrings(text) if kind == "prose" else [text]
+    texts = _docstrings(text) if kind == "prose" else ["".join(_tool_calls(text))] if kind == "tool-calls" else [text]
     for whole in texts:
         lines: list[str] = []
         length = 0
@@ -167,13 +175,42 @@ def _passages(path: Path, kind: str) -> Iterator[str]:
             yield "".join(lines)
 
 
-def _docstrings(code: str) -> list[str]:
+def _parsed(code: str) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(code)
+            return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _docstrings(code: str) -> list[str]:
+    if (tree := _parsed(code)) is None:
         return []
     holders = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     found = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, holders)]
     return [text + "\n" for text in found if text and len(text) >= _SHORTEST]
+
+
+def _tool_calls(code: str) -> Iterator[str]:
+    """Yield the calls with an argument by name, each as one line of JSON, in the order of the file."""
+    if (tree := _parsed(code)) is None:
+        return
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and any(k.arg for k in node.keywords)]
+    for call in sorted(calls, key=lambda node: (node.lineno, node.col_offset)):
+        if not isinstance(call.func, ast.Name | ast.Attribute):
+            continue
+        named = {k.arg: _json_of(k.value) for k in call.keywords if k.arg}
+        unnamed = {"args": [_json_of(value) for value in call.args]} if call.args else {}
+        line = json.dumps({"tool": ast.unparse(call.func), "arguments": {**unnamed, **named}}) + "\n"
+        if len(line) <= _LONGEST_CALL:
+            yield line
+
+
+def _json_of(node: ast.expr) -> Any:
+    """Return a constant, or a list or dictionary of constants, as it is, and the source of anything else."""
+    with suppress(ValueError, TypeError, MemoryError, RecursionError):
+        value = ast.literal_eval(node)
+        if json.loads(json.dumps(value)) == value:
+            return value
+    return ast.unparse(node)

@@ -1,8 +1,8 @@
 """Small transformers trained from scratch: the teacher, the students' base and the students of the `small` lab.
 
-Llama-shaped, 2 to 5 M parameters, trained under bfloat16 autocast with float32 weights by AdamW. Everything is drawn
-from seeds; sums of floating-point numbers depend on the machine and on its number of threads, so that two machines
-make students alike but not the same.
+Llama-shaped, 1 to 5 M parameters, trained with float32 weights by AdamW, under bfloat16 autocast where that is fast
+(`detect.study.precision`). Everything is drawn from seeds; sums of floating-point numbers depend on the machine and on
+its number of threads, so that two machines make students alike but not the same.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from detect.reference import TOP, Reference, on_grid
 from detect.study.outputs import Outputs
+from detect.study.precision import fast_dtype
 from watermark.errors import MissingExtraError
 from watermark.green_list import GreenList
 
@@ -317,7 +318,7 @@ def read(
         for b, row in enumerate(rows):
             ids[b, : len(row)] = torch.from_numpy(row)
         ids = ids.to(device)
-        with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16):
+        with torch.inference_mode(), _autocast(device):
             # Padding is on the right, where a causal model does not look.
             states = model.model.model(input_ids=ids, use_cache=False).last_hidden_state
         with torch.inference_mode():
@@ -364,7 +365,7 @@ def log_ratios(
         states = []
         for model in (before, after):
             model.model.eval()
-            with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16):
+            with torch.inference_mode(), _autocast(device):
                 states.append(model.model.model(input_ids=ids.to(device), use_cache=False).last_hidden_state)
         for b, r in enumerate(places):
             at = slice(len(outputs.prompts[r]), len(rows[b]))
@@ -375,6 +376,13 @@ def log_ratios(
                 )
                 ratio = (new - old).cpu().numpy()
             yield outputs.responses[r], ratio
+
+
+def _autocast(device: str) -> Any:
+    import torch
+
+    dtype = fast_dtype(device)
+    return torch.autocast(device, dtype=dtype, enabled=dtype is torch.bfloat16)
 
 
 def _device() -> str:
@@ -418,7 +426,7 @@ def _train(
             ids[b, : len(row)] = torch.from_numpy(row)
             labels[b, max(begin - 1, 0) : len(row) - 1] = torch.from_numpy(row[max(begin, 1) :])
         ids, labels = ids.to(device), labels.to(device).reshape(-1)
-        with torch.autocast(device, dtype=torch.bfloat16):
+        with _autocast(device):
             states = model.model(input_ids=ids, use_cache=False).last_hidden_state
         kept = labels >= 0
         loss = _head_loss(states.reshape(-1, shape.width)[kept], model.lm_head.weight, labels[kept])
@@ -449,8 +457,9 @@ def _head_loss(states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor)
         class HeadLoss(torch.autograd.Function):  # type: ignore[misc]
             @staticmethod
             def forward(ctx: Any, states: Any, weight: Any, labels: Any) -> Any:
-                low = states.to(torch.bfloat16)
-                head = weight.to(torch.bfloat16)
+                dtype = fast_dtype(states.device.type)
+                low = states.to(dtype)
+                head = weight.to(dtype)
                 to_states = torch.empty_like(low)
                 to_head = torch.zeros_like(weight, dtype=torch.float32)
                 total = torch.zeros((), device=states.device)
@@ -467,7 +476,7 @@ def _head_loss(states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor)
                     total += (mass.log() - picked).sum()
                     logits /= mass * count
                     logits.scatter_add_(1, at, torch.full_like(picked, -1.0 / count))
-                    slope = logits.to(torch.bfloat16)
+                    slope = logits.to(dtype)
                     to_states[block] = slope @ head
                     to_head += (slope.T @ low[block]).float()
                 ctx.save_for_backward(to_states.to(states.dtype), to_head.to(weight.dtype))
@@ -505,8 +514,8 @@ def _sample(
     over = np.zeros(rows, dtype=np.bool_)
     cache = DynamicCache()
     step_ids = torch.from_numpy(prompts.astype(np.int64)).to(device)
-    # The layers in bfloat16, the logits in float32.
-    layers = copy.deepcopy(model.model.model).to(torch.bfloat16).eval()
+    # The logits are float32 in any case.
+    layers = copy.deepcopy(model.model.model).to(fast_dtype(device)).eval()
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # transformers 5 renames past_key_values, 4 has no other name.
         for t in range(tokens):

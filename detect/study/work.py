@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from detect.study.cell import Cell, cells_of, read_json, write_json
-from detect.study.config import StudyConfig
+from detect.study.config import DOMAINS, StudyConfig
 from detect.study.lab import Lab, open_lab
 from detect.study.measure import as_row, measure_cell
 from detect.study.outputs import Outputs
@@ -32,10 +32,12 @@ class Task:
     needs: tuple[Path, ...]
     """The JSON files of the tasks that come before."""
     which: str = ""
-    """Of a model: ``teacher`` or ``base``."""
+    """Of a model: ``teacher``, ``base`` or ``foreign``."""
     window: int = 0
     key: int = 0
     """Of marked answers; 0 and 0 for unmarked ones."""
+    text_kind: str = ""
+    """Of the answers' prompts; empty for all."""
     cell: Cell | None = None
 
 
@@ -49,21 +51,32 @@ def tasks_of(config: StudyConfig, folder: Path) -> list[Task]:
     trained = (text.done, *(task.done for task in models))
     unmarked = Task(kind="answers", done=lab / "unmarked.json", needs=trained)
     tasks = [text, *models, unmarked]
+    foreign = Task(kind="model", done=lab / "foreign.json", needs=(text.done,), which="foreign")
     made = {unmarked.done}
     for cell in cells_of(config):
         needs = [unmarked.done]
+        before = []
         if cell.dose and cell.arm != "relay":
-            answers = Task(
+            domain = _domain_of(cell)
+            marked = Task(
                 kind="answers",
-                done=lab / f"marked-w{cell.window}-k{cell.key}.json",
+                done=_answers_file(lab, cell.window, cell.key, domain).with_suffix(".json"),
                 needs=trained,
                 window=cell.window,
                 key=cell.key,
+                text_kind=domain,
             )
-            if answers.done not in made:
-                made.add(answers.done)
-                tasks.append(answers)
-            needs.append(answers.done)
+            before.append(marked)
+            if domain and cell.dose < 1:
+                done = _answers_file(lab, 0, 0, domain).with_suffix(".json")
+                before.append(Task(kind="answers", done=done, needs=trained, text_kind=domain))
+        if cell.arm == "cross-tokenizer":
+            before.append(foreign)
+        for task in before:
+            if task.done not in made:
+                made.add(task.done)
+                tasks.append(task)
+            needs.append(task.done)
         at = folder / "cells" / cell.name
         if cell.arm in ("second-fine-tune", "neutralised"):
             # Both start from the plain student of the same dose, which the study must have.
@@ -96,7 +109,8 @@ def perform(config: StudyConfig, folder: Path, task: Task) -> None:
     elif task.kind == "model":
         record = lab.make_model(task.which)
     elif task.kind == "answers":
-        answers = lab.teacher_answers(lab.scope(task.key, task.window) if task.key else None)
+        scope = lab.scope(task.key, task.window) if task.window else None
+        answers = lab.teacher_answers(scope, kind=task.text_kind)
         answers.save(task.done.with_suffix(".npz"))
         record = {"window": task.window, "key": task.key, "answers": len(answers), "tokens": answers.tokens}
     elif task.kind == "student":
@@ -118,6 +132,17 @@ def _folder_of(folder: Path, cell: Cell) -> Path:
 
 def _plain(cell: Cell) -> Cell:
     return Cell(window=cell.window, dose=cell.dose, key=cell.key, seed=cell.seed)
+
+
+def _domain_of(cell: Cell) -> str:
+    """Return the kind of text that a student is trained and asked in; empty for all."""
+    return cell.arm if cell.arm in DOMAINS else ""
+
+
+def _answers_file(lab: Path, window: int, key: int, domain: str) -> Path:
+    """Return where the teacher's answers lie: marked, or with window 0 unmarked."""
+    which = f"marked-w{window}-k{key}" if window else "unmarked"
+    return lab / f"{which}{'-' if domain else ''}{domain}.npz"
 
 
 def mixed_answers(unmarked: Outputs, marked: Outputs | None, *, dose: float, seed: int) -> Outputs:
@@ -143,6 +168,9 @@ def _make_student(lab: Lab, config: StudyConfig, folder: Path, cell: Cell) -> di
     plain = _folder_of(folder, _plain(cell)) / "student.pt"
     if cell.arm in ("relay", "neutralised"):
         trained = started
+    elif cell.arm == "cross-tokenizer":
+        record = lab.foreign_student(_answers_for(lab, folder, cell), seed=cell.seed, path=at / "student.pt")
+        trained = time.monotonic()
     else:
         answers = _answers_for(lab, folder, cell)
         base = plain if cell.arm == "second-fine-tune" else None
@@ -153,8 +181,10 @@ def _make_student(lab: Lab, config: StudyConfig, folder: Path, cell: Cell) -> di
     elif cell.arm == "neutralised":
         learned = _answers_for(lab, folder, _plain(cell))
         outputs = lab.neutralised_outputs(plain, learned, seed=seed)
+    elif cell.arm == "cross-tokenizer":
+        outputs = lab.foreign_outputs(at / "student.pt", seed=seed)
     else:
-        outputs = lab.suspect_outputs(at / "student.pt", seed=seed)
+        outputs = lab.suspect_outputs(at / "student.pt", seed=seed, kind=_domain_of(cell))
     outputs.save(at / "outputs.npz")
     return {
         "training": record,
@@ -167,13 +197,15 @@ def _make_student(lab: Lab, config: StudyConfig, folder: Path, cell: Cell) -> di
 
 def _answers_for(lab: Lab, folder: Path, cell: Cell) -> Outputs:
     """Return what a cell's student learns."""
-    unmarked = Outputs.load(folder / "lab" / "unmarked.npz")
+    made, domain = folder / "lab", _domain_of(cell)
     if not cell.dose or cell.arm == "second-fine-tune":
-        return unmarked
-    marked = Outputs.load(folder / "lab" / f"marked-w{cell.window}-k{cell.key}.npz")
+        return Outputs.load(_answers_file(made, 0, 0, ""))
+    marked = Outputs.load(_answers_file(made, cell.window, cell.key, domain))
     if cell.arm == "paraphrase":
         marked = lab.paraphrased(marked, seed=cell.seed)
-    return mixed_answers(unmarked, marked, dose=cell.dose, seed=cell.seed)
+    if cell.dose == 1:
+        return marked
+    return mixed_answers(Outputs.load(_answers_file(made, 0, 0, domain)), marked, dose=cell.dose, seed=cell.seed)
 
 
 def _make_references(lab: Lab, config: StudyConfig, folder: Path, cell: Cell) -> dict[str, Any]:

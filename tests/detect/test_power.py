@@ -440,6 +440,34 @@ def test_fleet_lanes_and_keys_cost_what_they_cost() -> None:
     assert many.z_level == pytest.approx(math.sqrt(2 * math.log(1e9)))
 
 
+def test_the_default_is_the_smaller_p_of_two_doubled() -> None:
+    answer = plan(PLAN, tokens=10_000)
+    default, centred = answer.test("default"), answer.test("centred")
+    # Window 1: the quasi-score is taken to be as good as centring, so that it costs a factor of 2 in p and no more.
+    assert default.z_level == pytest.approx(math.sqrt(2 * math.log(2e6)))
+    half = plan(replace(PLAN, level=5e-7), tokens=10_000).test("centred")
+    assert (default.needed, default.power, default.smallest_tau) == (half.needed, half.power, half.smallest_tau)
+    assert default.expected_z == centred.expected_z
+    assert default.expected_log10_p is not None
+    assert centred.expected_log10_p is not None
+    assert default.expected_log10_p - centred.expected_log10_p == pytest.approx(math.log10(2))
+    assert plan(replace(PLAN, tau=1e-7), tokens=10).test("default").expected_log10_p == 0.0
+
+
+def test_the_quasi_scores_gain_is_of_the_window() -> None:
+    wide = replace(PLAN, figures=replace(FIGURES, window=2, mismatch=1e-6))
+    default, centred = plan(wide).test("default"), plan(replace(wide, level=5e-7)).test("centred")
+    assert (default.z_limit, default.z_needed) == (1.5 * (centred.z_limit or 0.0), centred.z_needed)
+    assert default.needed_ideal == pytest.approx((centred.needed_ideal or 0) / 1.5**2, abs=1)
+    measured = plan(replace(wide, quasi_gain=1.2)).test("default")
+    assert measured.z_limit == pytest.approx(1.2 * (centred.z_limit or 0.0))
+    # Twice the smaller p is never worse than twice centring's, and windows that nobody measured gain nothing.
+    for cautious in (replace(wide, quasi_gain=0.5), replace(wide, figures=replace(wide.figures, window=3))):
+        assert plan(cautious).test("default").needed == centred.needed
+    with pytest.raises(UsageError, match="quasi-score gain"):
+        replace(PLAN, quasi_gain=0.0)
+
+
 def test_the_e_process_costs_its_factor() -> None:
     answer = plan(replace(PLAN, eprocess_factor=2.0))
     centred, process = answer.test("centred").needed, answer.test("e-process").needed
@@ -477,7 +505,7 @@ def test_curves() -> None:
     grown = power_curve(asked, [100, 1000, 10_000, 100_000])
     assert list(grown.power) == sorted(grown.power)
     assert power_curve(asked, [100], test="count").power[0] < 0.01
-    with pytest.raises(UsageError, match="expected one of centred, count"):
+    with pytest.raises(UsageError, match="expected one of default, centred, count"):
         power_curve(asked, [100], test="z")
 
 

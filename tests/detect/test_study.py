@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 from contextlib import redirect_stdout
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 
 from detect.study.cell import Cell, cells_of, read_json
-from detect.study.config import LABS, StudyConfig, TextConfig, load_config, shipped_configs
+from detect.study.config import ARMS, DOMAINS, LABS, StudyConfig, TextConfig, load_config, shipped_configs
+from detect.study.foreign import foreign_size, retokenised, shared_boundaries
 from detect.study.keys import study_scope
+from detect.study.lab import open_lab
 from detect.study.measure import COUNT, Measurement
 from detect.study.ngram import train_ngrams
 from detect.study.outputs import Outputs
@@ -24,6 +27,7 @@ from detect.study.table import Table, load_results, null_table, signal_table, st
 from detect.study.text import KINDS, Half, Passage, digest_of, find_passages
 from detect.study.work import mixed_answers, tasks_of, twin_of
 from watermark.errors import InputError, UsageError
+from watermark.tokenizer import load
 
 # --- configuration ---
 
@@ -57,6 +61,7 @@ def test_three_sizes_are_shipped() -> None:
         ("clean_seeds = [1, 2]", "other seeds"),
         ('references = ["bse"]', "of base, twin, teacher"),
         ('arms = ["neutralised"]\narm_dose = 0.5', "one of the doses"),
+        ('arms = ["tool-calls"]', "characters of tool calls"),
         ("windows = [1", "not TOML"),
     ],
 )
@@ -80,6 +85,7 @@ def test_the_number_of_workers_is_not_in_the_digest() -> None:
     config = load_config("tiny")
     assert replace(config, workers=7).digest() == config.digest()
     assert replace(config, delta=1.0).digest() != config.digest()
+    assert replace(config, text=replace(config.text, tool_calls=1)).digest() != config.digest()
 
 
 def test_cells_come_twins_first_and_have_names_of_their_own() -> None:
@@ -93,11 +99,14 @@ def test_cells_come_twins_first_and_have_names_of_their_own() -> None:
 
 
 def test_every_task_comes_after_those_that_it_needs(tmp_path: Path) -> None:
-    config = replace(load_config("small"), arms=("paraphrase", "neutralised", "second-fine-tune", "relay"))
+    config = replace(load_config("small"), arms=tuple(arm for arm in ARMS if arm != "tool-calls"), arm_dose=0.1)
     tasks = tasks_of(config, tmp_path)
     made = {task.done for task in tasks}
     assert len(made) == len(tasks)
     assert all(set(task.needs) <= made for task in tasks)
+    student = next(task for task in tasks if task.kind == "student" and task.cell and task.cell.arm == "code")
+    # At a dose below 1 the other answers are of that kind too.
+    assert {path.name for path in student.needs} >= {"marked-w1-k1-code.json", "unmarked-code.json"}
 
 
 # --- keys, text, answers ---
@@ -132,6 +141,9 @@ def installed(tmp_path: Path) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             prose = f"Module {number} of {package}. " + f"It says something of {package} and {number}. " * 12
             code = "".join(f"def f{i}(x):\n    return x + {i} * {number}\n" for i in range(30))
+            code += "".join(
+                f"print('{package}', {i} * {number}, sep=x[{i}], end={{'a': [None, {i}.5]}})\n" for i in range(9)
+            )
             path.write_text(f'"""{prose}"""\n{code}', encoding="utf-8")
         info = root / f"{package}-1.dist-info"
         info.mkdir()
@@ -152,6 +164,14 @@ def test_text_is_found_in_packages_without_repeats(installed: Path) -> None:
     for passage in found:
         assert halves.setdefault(passage.source, passage.half) is passage.half
     assert all('"""' not in passage.text for passage in found if passage.kind == "prose")
+    lines = [line for passage in found if passage.kind == "tool-calls" for line in passage.text.splitlines()]
+    assert len(lines) >= 9
+    for line in lines:
+        call = json.loads(line)
+        package, product = call["arguments"].pop("args")
+        i = int(product.partition(" * ")[0])
+        assert package in ("alpha", "beta", "gamma")
+        assert call == {"tool": "print", "arguments": {"sep": f"x[{i}]", "end": {"a": [None, i + 0.5]}}}
 
 
 def test_too_little_text_is_said(installed: Path) -> None:
@@ -242,8 +262,8 @@ def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, P
         suspect_tokens=8000,
         prefixes=(2000,),
         decoys=19,
-        arms=("relay",),
-        text=TextConfig(code=400_000, prose=0, boilerplate=0, vocabulary=600),
+        arms=("relay", "cross-tokenizer", "code", "tool-calls"),
+        text=TextConfig(code=400_000, prose=0, boilerplate=0, tool_calls=150_000, vocabulary=600),
     )
     folder = tmp_path_factory.mktemp("study") / "made"
     with pytest.MonkeyPatch.context() as patch:
@@ -260,13 +280,13 @@ def _few_passages(characters: dict[str, int], *, folders: list[Path]) -> list[Pa
         for i in range(0, len(text), 1500):
             half = list(Half)[(number + i // 1500) % 4]
             found.append(Passage(kind="code", half=half, source=name, text=text[i : i + 1500]))
-    return found
+    return found + find_passages({"tool-calls": characters["tool-calls"]}, folders=folders)
 
 
 def test_a_study_finds_its_students_and_no_others(tiny_study: tuple[StudyConfig, Path]) -> None:
     config, folder = tiny_study
     measured = load_results(folder)
-    own = [m for m in measured if m.own and m.prefix == 0]
+    own = [m for m in measured if m.own and m.prefix == 0 and m.arm in ("", "relay")]
     assert {m.test for m in own} >= {COUNT, "centred"}
     for m in own:
         assert m.z > 3, m
@@ -280,6 +300,48 @@ def test_a_study_finds_its_students_and_no_others(tiny_study: tuple[StudyConfig,
     # Tests of one student are dependent; a Bonferroni level of 0.001 over all of them is still a level.
     assert min(m.log10_p for m in null) > math.log10(0.001 / len(null))
     assert len(cells_of(config)) == len({m.cell for m in measured})
+
+
+@pytest.mark.parametrize("arm", ["cross-tokenizer", "code", "tool-calls"])
+def test_students_of_other_vocabularies_and_domains_are_found(tiny_study: tuple[StudyConfig, Path], arm: str) -> None:
+    config, folder = tiny_study
+    measured = [m for m in load_results(folder) if m.arm == arm and m.prefix == 0 and m.reference == "twin"]
+    own = [m for m in measured if m.own and m.test == "centred"]
+    assert [m.window for m in own] == [1, 2]
+    assert min(m.z for m in own) > 5
+    assert max(abs(m.z) for m in measured if not m.own) < 4
+    said = [Outputs.load(folder / "cells" / m.cell / "outputs.npz") for m in own]
+    for outputs in said:
+        assert outputs.tokens >= 0.9 * config.suspect_tokens
+        if arm in DOMAINS:
+            assert set(outputs.kinds) == {arm}
+
+
+def test_answers_pass_through_text_into_another_vocabulary(tiny_study: tuple[StudyConfig, Path]) -> None:
+    _, folder = tiny_study
+    ours, theirs = (load(folder / "lab" / f"{name}.json") for name in ("tokenizer", "foreign-tokenizer"))
+    assert theirs.vocabulary_size == foreign_size(ours.vocabulary_size) == 1200
+    answers = Outputs.load(folder / "lab" / "unmarked.npz")
+    there = retokenised(answers, of=ours, by=theirs)
+    back = retokenised(there, of=theirs, by=ours)
+    texts = [ours.decode(ids) for ids in answers.responses]
+    assert [theirs.decode(ids) for ids in there.responses] == texts == [ours.decode(ids) for ids in back.responses]
+    assert [len(ids) for ids in there.responses] != [len(ids) for ids in answers.responses]
+    assert shared_boundaries(texts, first=ours, second=ours) == 1.0
+    assert 0.5 < shared_boundaries(texts, first=ours, second=theirs) < 0.99
+    assert shared_boundaries([], first=ours, second=theirs) == 1.0
+
+
+def test_an_arm_that_a_lab_lacks_is_refused_by_name(tmp_path: Path) -> None:
+    lab, answers = open_lab(load_config("real-two-cores"), tmp_path), _outputs()
+    with pytest.raises(UsageError, match="arm 'paraphrase': the real lab has none"):
+        lab.paraphrased(answers, seed=1)
+    with pytest.raises(UsageError, match="arm 'neutralised': the real lab has none"):
+        lab.neutralised_outputs(tmp_path, answers, seed=1)
+    with pytest.raises(UsageError, match="arm 'cross-tokenizer': the real lab has none"):
+        lab.foreign_student(answers, seed=1, path=tmp_path)
+    with pytest.raises(UsageError, match="arm 'cross-tokenizer': the real lab has none"):
+        lab.foreign_outputs(tmp_path, seed=1)
 
 
 def test_a_study_is_resumed_where_it_stopped(tiny_study: tuple[StudyConfig, Path]) -> None:
@@ -470,12 +532,12 @@ def test_the_citation_names_this_version() -> None:
     assert f"version: {watermark.__version__}\n" in citation
 
 
-def test_the_real_labs_prompts_are_disjoint_and_of_two_kinds() -> None:
+def test_the_real_labs_prompts_are_disjoint_and_of_three_kinds() -> None:
     from detect.study.real import study_prompts
 
     asked, audit = study_prompts()
     assert not {prompt for prompt, _ in asked} & {prompt for prompt, _ in audit}
-    assert {kind for _, kind in asked} == {"code", "prose"}
+    assert {kind for _, kind in asked} == {"code", "prose", "tool-calls"}
     assert len(asked) >= load_config("real").answers
 
 
@@ -485,3 +547,23 @@ def test_arms_may_be_added_to_a_study_and_a_test_that_is_unknown_is_refused(tmp_
     with pytest.raises(UsageError, match="tests: expected of count"):
         run_study(replace(config, tests=("centered",)), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.models
+@pytest.mark.parametrize(
+    ("device", "capability", "name"),
+    [
+        ("cpu", "AVX2", "float32"),
+        ("cpu", "DEFAULT", "float32"),
+        ("cpu", "AVX512", "bfloat16"),
+        ("cuda", "AVX2", "bfloat16"),
+    ],
+)
+def test_bfloat16_where_it_is_not_emulated(
+    monkeypatch: pytest.MonkeyPatch, device: str, capability: str, name: str
+) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from detect.study.precision import fast_dtype
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert fast_dtype(device) is getattr(torch, name)
