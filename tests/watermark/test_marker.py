@@ -260,7 +260,31 @@ def test_a_scope_of_another_tokenizer_is_not_taken_up(
     add(key_file, "second", params=replace(PARAMS, tokenizer="cd" * 32))
     marker.refresh()
     assert marker.admit(None).scope == "first"
-    assert "is for another tokenizer than first" in caplog.text
+    assert "is for another tokenizer than that of first" in caplog.text
+
+
+def test_a_scope_of_another_tokenizer_is_not_taken_up_after_the_last_was_retired(serve: Serve, key_file: Path) -> None:
+    marker = serve()
+    update_key_file(key_file, lambda keyring: retire(keyring, "first"))
+    marker.refresh()
+    add(key_file, "second", params=replace(PARAMS, tokenizer="cd" * 32))
+    marker.refresh()
+    assert marker.green_list is None
+    with pytest.raises(RequestRefusedError, match="no scope"):
+        marker.admit(None)
+
+
+def test_the_engines_tokenizer_is_remembered_where_no_scope_is_active_yet(serve: Serve, key_file: Path) -> None:
+    update_key_file(key_file, lambda keyring: retire(keyring, "first"))
+    marker = serve(policy=Policy.OPTIONAL)
+    marker.check_tokenizer("ab" * 32, "m")
+    add(key_file, "second", params=replace(PARAMS, tokenizer="cd" * 32))
+    marker.refresh()
+    assert marker.green_list is None
+    add(key_file, "third", params=PARAMS)
+    marker.refresh()
+    assert marker.green_list is not None
+    assert marker.green_list.scope.name == "third"
 
 
 def test_the_engines_tokenizer_is_checked(serve: Serve) -> None:
