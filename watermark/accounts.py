@@ -103,13 +103,26 @@ class WatchedAccounts:
     def __repr__(self) -> str:
         return f"WatchedAccounts({str(self._map.path)!r})"
 
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._map.path
+
     def caller(self, api_key: str) -> Ticket | None:
         """Return what to say of whoever holds *api_key*; None if nobody here does."""
+        self._look_in_time()
+        return self._map.caller(api_key)
+
+    def accounts(self) -> frozenset[str]:
+        """Return the accounts' ids."""
+        self._look_in_time()
+        return self._map.accounts()
+
+    def _look_in_time(self) -> None:
         now = time.monotonic()
         if now - self._looked >= self.interval:
             self._looked = now
             self._look()
-        return self._map.caller(api_key)
 
     def _look(self) -> None:
         identity = _identity(self._map.path)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from watermark.accounts import AccountMap
+from watermark.accounts import WatchedAccounts
 from watermark.counts import Counts
 from watermark.errors import KeyringError, TaggantError, TokenizerError, UsageError, printable
 from watermark.green_list import GreenList, Outcome
@@ -96,10 +96,10 @@ class Marker:
         #: Of the engine where it can tell, else of the first scope: a scope for another one is never taken up.
         self._tokenizer: str | None = None
         self._seen: tuple[int, int, int] | None = None
-        self._accounts: AccountMap | None = None
+        self._accounts: WatchedAccounts | None = None
         self._ingress_key: Secret = read_ingress_key(config.ingress.key) if config.ingress.key else process_key()
         if config.fields is FieldTrust.PLAIN and config.ingress.accounts is not None:
-            self._accounts = AccountMap.load(config.ingress.accounts)
+            self._accounts = WatchedAccounts(config.ingress.accounts, interval=config.refresh)
         if config.policy is not Policy.OFF:
             self._take_up()
         self._stop = threading.Event()

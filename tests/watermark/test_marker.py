@@ -144,6 +144,15 @@ def test_plain_fields_are_believed_where_the_operator_says_so(serve: Serve, tmp_
     assert "no such account" in str(refusal(marker, {"taggant_account": "unheard-of"}))
 
 
+def test_an_account_that_is_added_is_known_without_a_restart(serve: Serve, tmp_path: Path) -> None:
+    add_account(tmp_path / "accounts", "alice", "k" * 16)
+    marker = serve(fields=FieldTrust.PLAIN, ingress=IngressConfig(accounts=tmp_path / "accounts"))
+    refusal(marker, {"taggant_account": "bob"})
+    add_account(tmp_path / "accounts", "bob", "l" * 16)
+    time.sleep(0.05)  # Longer than `refresh`.
+    assert marker.admit({"taggant_account": "bob"}).account == "bob"
+
+
 def test_an_account_can_be_required(serve: Serve) -> None:
     marker = serve(require_account=True)
     assert refusal(marker, None).status == 401
