@@ -17,7 +17,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,9 @@ from watermark.ticket import (
 __all__ = ["UNMARKED", "Marker", "RequestMark"]
 
 log = logging.getLogger("taggant")
+
+#: The largest factor on delta: delta times it is still a float32. Not every engine bounds a client's temperature.
+_MAX_STRENGTH: Final = 1e30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +181,8 @@ class Marker:
                     status=503,
                 )
             return RequestMark(account=ticket.account, reason="no active scope")
+        if not 0 <= strength <= _MAX_STRENGTH:
+            raise RequestRefusedError("temperature: expected a number of 0 to 1e30")
         return RequestMark(green_list=current, account=ticket.account, strength=strength)
 
     def _decided(self, name: object) -> GreenList | None:

@@ -144,6 +144,11 @@ def test_plain_fields_are_believed_where_the_operator_says_so(serve: Serve, tmp_
     assert "no such account" in str(refusal(marker, {"taggant_account": "unheard-of"}))
 
 
+@pytest.mark.parametrize("strength", [1e39, float("inf"), float("nan"), -1.0])
+def test_a_temperature_that_no_logit_can_hold_is_refused(serve: Serve, strength: float) -> None:
+    assert refusal(serve(), None, strength=strength).status == 400
+
+
 def test_an_account_that_is_added_is_known_without_a_restart(serve: Serve, tmp_path: Path) -> None:
     add_account(tmp_path / "accounts", "alice", "k" * 16)
     marker = serve(fields=FieldTrust.PLAIN, ingress=IngressConfig(accounts=tmp_path / "accounts"))
