@@ -304,16 +304,19 @@ class TaggantMiddleware:
         temperature = sampling_of(body).get("temperature", 1.0)
         strength = before_temperature(temperature)
         green_list = self.marker.green_list
+        if caller.mark and policy is Policy.REQUIRED and (found := unmarkable(body, shape, self._injection)):
+            raise RequestRefusedError(
+                f"{found[0]}: answers here are marked, and that of {found[1]} is not: leave it out"
+            )
         if caller.mark and green_list is not None:
-            if policy is Policy.REQUIRED and (found := unmarkable(body, shape, self._injection)):
-                raise RequestRefusedError(
-                    f"{found[0]}: answers here are marked, and that of {found[1]} is not: leave it out"
-                )
             caller = Ticket(account=caller.account, scope=green_list.scope.name)
         mark = self.marker.admit(self._word(caller), strength=strength)
         if not mark.marked and caller.mark:
             # So that an engine that has just seen a scope doesn't mark what is recorded as unmarked.
             caller = Ticket(account=caller.account, mark=False)
+        elif mark.marked:
+            # The scope may have become active since it was looked at above.
+            caller = Ticket(account=caller.account, scope=mark.scope)
         self.marker.took_on(mark)
         return _Admitted(mark, caller)
 

@@ -555,6 +555,17 @@ def test_without_an_active_scope(build: Build, key_file: Path, tmp_path: Path, p
     assert (row["marked"], row["reason"], row["scope"]) == (0, "no active scope", None)
 
 
+def test_a_scope_that_becomes_active_during_admission_is_in_the_ticket(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    middleware = build()
+    monkeypatch.setattr(type(middleware.marker), "green_list", None)  # As it was a moment ago.
+    assert ask(middleware).status_code == 200
+    ticket = open_ticket(seen(middleware)["vllm_xargs"][TICKET_FIELD], process_key())
+    assert ticket == Ticket(scope="first")
+    assert ask(middleware, body={"use_beam_search": True}).status_code == 400
+
+
 def test_server_and_ledger_agree_on_the_scope_while_it_changes(build: Build, key_file: Path, tmp_path: Path) -> None:
     """Ingress and engine take a new scope up one after the other; what is recorded is what marked."""
     middleware = build(ledger=True, refresh=1000.0)
