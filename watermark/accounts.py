@@ -1,6 +1,6 @@
 """Who calls: the file that maps API keys to accounts.
 
-One caller a line, white space between; ``#`` begins a comment::
+One caller a line, white space between; ``#`` begins a comment, at a line's start or after white space::
 
     <SHA-256 of the API key, 64 hexadecimal digits> <account id> [off]
 
@@ -26,7 +26,7 @@ __all__ = ["AccountMap", "WatchedAccounts", "add_account"]
 
 log = logging.getLogger("taggant")
 
-_LINE = re.compile(r"([0-9a-f]{64})\s+(.+?)(?:\s+(off))?\s*")
+_LINE = re.compile(r"([0-9a-f]{64})\s+(\S+)(?:\s+(off))?(?:\s+#.*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class AccountMap:
                 # The line is not shown: by mistake it may hold an API key.
                 raise UsageError(
                     f"{printable(path)}:{number}: expected the SHA-256 of an API key, 64 hexadecimal digits, and an "
-                    "account id: taggant accounts add writes such a line"
+                    "account id without white space: taggant accounts add writes such a line"
                 )
             digest, account, off = found.groups()
             if digest in callers:
@@ -103,13 +103,26 @@ class WatchedAccounts:
     def __repr__(self) -> str:
         return f"WatchedAccounts({str(self._map.path)!r})"
 
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._map.path
+
     def caller(self, api_key: str) -> Ticket | None:
         """Return what to say of whoever holds *api_key*; None if nobody here does."""
+        self._look_in_time()
+        return self._map.caller(api_key)
+
+    def accounts(self) -> frozenset[str]:
+        """Return the accounts' ids."""
+        self._look_in_time()
+        return self._map.accounts()
+
+    def _look_in_time(self) -> None:
         now = time.monotonic()
         if now - self._looked >= self.interval:
             self._looked = now
             self._look()
-        return self._map.caller(api_key)
 
     def _look(self) -> None:
         identity = _identity(self._map.path)

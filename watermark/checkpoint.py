@@ -47,12 +47,21 @@ class Checkpoint:
 
     @classmethod
     def open(cls, note: str, verifiers: Sequence[NoteVerifier]) -> Checkpoint:
-        """Return what a signed checkpoint says, once a signature is verified. Extension lines are passed over.
+        """Return what a signed checkpoint says, once its log's signature is verified. Extension lines are passed over.
+
+        A log's key bears the log's name (C2SP tlog-checkpoint): the key of one log says nothing of another.
 
         Raises:
-            VerificationError: it is none, or not signed by any of *verifiers*.
+            VerificationError: it is none, or not signed by that one of *verifiers* which is named like its origin.
         """
-        return cls.parse(open_note(note, verifiers))
+        checkpoint = cls.parse(open_note(note, verifiers))
+        if checkpoint.origin not in {verifier.name for verifier in verifiers}:
+            raise VerificationError(
+                f"checkpoint: of the log {printable(checkpoint.origin)}, and no key of that name was given"
+            )
+        # Once more, with that log's keys alone: the signature may have been another's.
+        open_note(note, [verifier for verifier in verifiers if verifier.name == checkpoint.origin])
+        return checkpoint
 
     @classmethod
     def parse_unverified(cls, note: str) -> Checkpoint:
@@ -102,13 +111,21 @@ class LogProof:
         return "\n".join([_FIRST_LINE, *extra, f"index {self.index}", *map(base64_text, self.path), "", self.note])
 
     def to_json(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Return the proof as the commands print it; *checkpoint* is what its note says."""
+        """Return the proof as the commands print it; *checkpoint* is what its note says.
+
+        Raises:
+            VerificationError: the leaf is no JSON, as another kind of log may have it.
+        """
+        try:
+            leaf = None if self.leaf is None else json.loads(self.leaf)
+        except (ValueError, RecursionError):
+            raise VerificationError("proof: it holds, and its leaf is no entry of a ledger: expected JSON") from None
         return {
             "index": self.index,
             "origin": checkpoint.origin,
             "size": checkpoint.size,
             "root": checkpoint.root.hex(),
-            "leaf": None if self.leaf is None else json.loads(self.leaf),
+            "leaf": leaf,
         }
 
     @classmethod

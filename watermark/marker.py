@@ -17,12 +17,12 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from watermark.accounts import AccountMap
+from watermark.accounts import WatchedAccounts
 from watermark.counts import Counts
 from watermark.errors import KeyringError, TaggantError, TokenizerError, UsageError, printable
 from watermark.green_list import GreenList, Outcome
@@ -46,6 +46,9 @@ from watermark.ticket import (
 __all__ = ["UNMARKED", "Marker", "RequestMark"]
 
 log = logging.getLogger("taggant")
+
+#: The largest factor on delta: delta times it is still a float32. Not every engine bounds a client's temperature.
+_MAX_STRENGTH: Final = 1e30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +96,13 @@ class Marker:
         self._lock = threading.Lock()
         self._current: GreenList | None = None
         self._latest: GreenList | None = None
+        #: Of the engine where it can tell, else of the first scope: a scope for another one is never taken up.
+        self._tokenizer: str | None = None
         self._seen: tuple[int, int, int] | None = None
-        self._accounts: AccountMap | None = None
+        self._accounts: WatchedAccounts | None = None
         self._ingress_key: Secret = read_ingress_key(config.ingress.key) if config.ingress.key else process_key()
         if config.fields is FieldTrust.PLAIN and config.ingress.accounts is not None:
-            self._accounts = AccountMap.load(config.ingress.accounts)
+            self._accounts = WatchedAccounts(config.ingress.accounts, interval=config.refresh)
         if config.policy is not Policy.OFF:
             self._take_up()
         self._stop = threading.Event()
@@ -176,6 +181,8 @@ class Marker:
                     status=503,
                 )
             return RequestMark(account=ticket.account, reason="no active scope")
+        if not 0 <= strength <= _MAX_STRENGTH:
+            raise RequestRefusedError("temperature: expected a number of 0 to 1e30")
         return RequestMark(green_list=current, account=ticket.account, strength=strength)
 
     def _decided(self, name: object) -> GreenList | None:
@@ -238,7 +245,7 @@ class Marker:
             self.counts.add(green_list.scope.name, outcomes[chosen], shadow=self.config.shadow)
 
     def check_tokenizer(self, digest: str, name: str) -> None:
-        """Refuse to mark for another tokenizer than the scope's.
+        """Refuse to mark for another tokenizer than the scope's, now and when the key file changes.
 
         Raises:
             TokenizerError: *digest* (`watermark.tokenizer.Tokenizer.digest`) is not that of the scope.
@@ -249,6 +256,7 @@ class Marker:
                 f"(expected digest {self._current.scope.params.tokenizer[:16]}…, got {digest[:16]}…): make a scope for "
                 "it with `taggant keys create --tokenizer`, or name the right tokenizer.json in the configuration"
             )
+        self._tokenizer = digest
 
     def refresh(self) -> None:
         """Look whether the key file has changed and take it up; write the metrics. A bad file changes nothing."""
@@ -332,8 +340,10 @@ class Marker:
         identity = (scope.name, scope.commitments()[0] + scope.activation.hex() + repr(scope.delta))
         if identity not in self._green_lists:
             self._green_lists[identity] = GreenList(scope, min_entropy=self.config.min_entropy)
-        if self._current is not None and self._current.scope.params.tokenizer != scope.params.tokenizer:
-            raise TokenizerError(f"scope {scope.name} is for another tokenizer than {self._current.scope.name}")
+        if self._tokenizer not in (None, scope.params.tokenizer):
+            before = "the engine's" if self._latest is None else f"that of {self._latest.scope.name}"
+            raise TokenizerError(f"scope {scope.name} is for another tokenizer than {before}")
+        self._tokenizer = scope.params.tokenizer
         self._current = self._latest = self._by_name[scope.name] = self._green_lists[identity]
         self._seen = seen
 

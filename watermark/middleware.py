@@ -82,6 +82,9 @@ log = logging.getLogger("taggant")
 #: Processes of one server that write into one ledger, each a log of its own.
 _MAX_LOGS: Final = 64
 
+#: Methods that generate nothing. SGLang's /generate takes PUT as it takes POST.
+_READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
 
 @dataclass(frozen=True, slots=True)
 class _Admitted:
@@ -159,7 +162,7 @@ class TaggantMiddleware:
             await self._lifespan(scope, receive, send)
             return
         route = route_of(scope["path"]) if scope["type"] in ("http", "websocket") else None
-        if route is None or (scope["type"] == "http" and scope["method"] != "POST"):
+        if route is None or (scope["type"] == "http" and scope["method"] in _READING):
             await self.app(scope, receive, send)
             return
         started = False
@@ -301,16 +304,19 @@ class TaggantMiddleware:
         temperature = sampling_of(body).get("temperature", 1.0)
         strength = before_temperature(temperature)
         green_list = self.marker.green_list
+        if caller.mark and policy is Policy.REQUIRED and (found := unmarkable(body, shape, self._injection)):
+            raise RequestRefusedError(
+                f"{found[0]}: answers here are marked, and that of {found[1]} is not: leave it out"
+            )
         if caller.mark and green_list is not None:
-            if policy is Policy.REQUIRED and (found := unmarkable(body)):
-                raise RequestRefusedError(
-                    f"{found[0]}: answers here are marked, and that of {found[1]} is not: leave it out"
-                )
             caller = Ticket(account=caller.account, scope=green_list.scope.name)
         mark = self.marker.admit(self._word(caller), strength=strength)
         if not mark.marked and caller.mark:
             # So that an engine that has just seen a scope doesn't mark what is recorded as unmarked.
             caller = Ticket(account=caller.account, mark=False)
+        elif mark.marked:
+            # The scope may have become active since it was looked at above.
+            caller = Ticket(account=caller.account, scope=mark.scope)
         self.marker.took_on(mark)
         return _Admitted(mark, caller)
 
@@ -341,7 +347,7 @@ class TaggantMiddleware:
             reason = "shadow"
         elif mark.marked and not self._gate.open:
             reason = "self-test failed"
-        elif mark.marked and (found := unmarkable(body)):
+        elif mark.marked and (found := unmarkable(body, shape, self._injection)):
             reason = found[1]
         model, ids = body.get("model"), body.get("token_ids" if shape is Shape.TOKENS else "prompt")
         return Served(

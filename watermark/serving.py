@@ -111,8 +111,9 @@ class ServingConfig:
                 "no key file is named: set TAGGANT_KEYRING=FILE, or keyring in the file that TAGGANT_CONFIG names; "
                 "TAGGANT_POLICY=off serves unmarked"
             )
-        if not self.min_entropy >= 0 or not self.refresh > 0:
-            raise UsageError("min_entropy: expected 0 or more bits, and refresh: more than 0 seconds")
+        if not self.min_entropy >= 0 or not 0 < self.refresh <= 86_400:
+            # A thread that waits longer than the platform can count would end, and the key file be looked at no more.
+            raise UsageError("min_entropy: expected 0 or more bits, and refresh: more than 0 seconds, a day at most")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> ServingConfig:
@@ -177,7 +178,7 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{printable(path)}: cannot read the configuration: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # The decoders' own are ValueErrors, as is an integer too long.
         raise UsageError(f"{printable(path)}: not TOML: {printable(error)}") from None
 
 
@@ -207,7 +208,7 @@ def _typed(values: dict[str, Any], types: dict[str, type], source: str) -> dict[
             raise UsageError(f"{printable(source)}: {name}: expected {shown}, got {type(value).__name__}")
         try:
             typed[name] = kind(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             allowed = ", ".join(str(one) for one in kind) if issubclass(kind, StrEnum) else kind.__name__
             raise UsageError(f"{printable(source)}: {name}: expected {allowed}; got {printable(value)!r}") from None
     return typed

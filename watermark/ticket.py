@@ -137,7 +137,7 @@ def open_ticket(text: object, key: Secret | None, *, now: float | None = None) -
         now: seconds since 1970; by default the clock's.
 
     Raises:
-        RequestRefusedError: it was not signed with this key, or is older than five minutes.
+        RequestRefusedError: it was not signed with this key, is older than five minutes, or holds something else.
     """
     body, _, tag = text.partition(".") if isinstance(text, str) and text.isascii() else ("", "", "")
     if not body or (key is not None and not hmac.compare_digest(tag, _tag(body, key))):
@@ -145,15 +145,25 @@ def open_ticket(text: object, key: Secret | None, *, now: float | None = None) -
             f"{TICKET_FIELD}: was not signed by this server's ingress. Only the ingress sets it; leave it out",
             status=403,
         )
-    said = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-    age = (time.time() if now is None else now) - said["time"]
-    if key is not None and abs(age) > _LIFETIME:
+    try:
+        said = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+        if type(said["mark"]) is not bool or type(said["time"]) not in (int, float):
+            raise TypeError
+        age = (time.time() if now is None else now) - said["time"]
+        ticket = Ticket(account=said["account"], mark=said["mark"], scope=said.get("scope"))
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, UsageError):
+        # An ingress of another make signed it; what it has got wrong is one request's matter, and no engine's end.
+        raise RequestRefusedError(
+            f"{TICKET_FIELD}: holds something else than account, mark, scope and time as watermark.ticket says",
+            status=403,
+        ) from None
+    if key is not None and not abs(age) <= _LIFETIME:
         raise RequestRefusedError(
             f"{TICKET_FIELD}: was signed {abs(age):.0f} s {'ago' if age > 0 else 'in the future'}, and is good for "
             f"{_LIFETIME:.0f} s: send the request anew, and set the clocks of ingress and server",
             status=403,
         )
-    return Ticket(account=said["account"], mark=said["mark"], scope=said.get("scope"))
+    return ticket
 
 
 def read_plain_fields(fields: Mapping[str, object]) -> Ticket:

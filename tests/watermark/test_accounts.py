@@ -32,6 +32,14 @@ def test_the_file_is_read_as_it_is_described(tmp_path: Path) -> None:
     assert callers.accounts() == {"alice", "bob", "Zoë-é"}
 
 
+def test_a_comment_after_an_account_is_no_part_of_its_id(tmp_path: Path) -> None:
+    path = tmp_path / "accounts"
+    path.write_text(f"{digest(KEY)} alice # the big one\n{digest(OTHER)} bo#b off  # evaluation\n")
+    callers = AccountMap.load(path)
+    assert callers.caller(KEY) == Ticket(account="alice", mark=True)
+    assert callers.caller(OTHER) == Ticket(account="bo#b", mark=False)
+
+
 def test_an_account_may_have_several_keys(tmp_path: Path) -> None:
     path = tmp_path / "accounts"
     add_account(path, "alice", KEY)
@@ -49,6 +57,9 @@ def test_an_account_may_have_several_keys(tmp_path: Path) -> None:
         (f"{digest(KEY).upper()} alice", "expected the SHA-256"),
         (f"{digest(KEY)[1:]} alice", "expected the SHA-256"),
         (f"{digest(KEY)}", "expected the SHA-256"),
+        (f"{digest(KEY)} alice of", "without white space"),
+        (f"{digest(KEY)} alice OFF", "without white space"),
+        (f"{digest(KEY)} the alice off", "without white space"),
         (f"{digest(KEY)} al\x1bice", "account id"),
         (f"{digest(KEY)} {'a' * 256}", "account id"),
         (f"{digest(OTHER)} twice", "stands in an earlier line"),

@@ -1088,3 +1088,17 @@ def test_nodes_are_those_of_the_tree(url: str) -> None:
     with engine.connect() as connection:
         found = connection.execute(sa.select(NODES.c.level, NODES.c.position).order_by(NODES.c.position)).all()
     assert [tuple(row) for row in found] == [(8, 0), (8, 1)]
+
+
+@pytest.mark.parametrize("digests", ["[]", "5", "null", "[" * 100_000])
+def test_digests_that_are_none_are_found_where_the_leaf_fits_them(tmp_path: Path, digests: str) -> None:
+    from watermark.ledger.entry import leaf_of
+    from watermark.merkle import leaf_hash
+
+    url = str(tmp_path / "ledger.db")
+    write(url, range(1))
+    row = stored(url)[0] | {"digests": digests}
+    where = ENTRIES.c.leaf_index == row["leaf_index"]
+    tamper(url, sa.update(ENTRIES).where(where).values(digests=digests, leaf_hash=leaf_hash(leaf_of(row))))
+    with pytest.raises(VerificationError, match="a column holds what the ledger never writes"):
+        verified(url)

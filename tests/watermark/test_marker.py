@@ -144,6 +144,20 @@ def test_plain_fields_are_believed_where_the_operator_says_so(serve: Serve, tmp_
     assert "no such account" in str(refusal(marker, {"taggant_account": "unheard-of"}))
 
 
+@pytest.mark.parametrize("strength", [1e39, float("inf"), float("nan"), -1.0])
+def test_a_temperature_that_no_logit_can_hold_is_refused(serve: Serve, strength: float) -> None:
+    assert refusal(serve(), None, strength=strength).status == 400
+
+
+def test_an_account_that_is_added_is_known_without_a_restart(serve: Serve, tmp_path: Path) -> None:
+    add_account(tmp_path / "accounts", "alice", "k" * 16)
+    marker = serve(fields=FieldTrust.PLAIN, ingress=IngressConfig(accounts=tmp_path / "accounts"))
+    refusal(marker, {"taggant_account": "bob"})
+    add_account(tmp_path / "accounts", "bob", "l" * 16)
+    time.sleep(0.05)  # Longer than `refresh`.
+    assert marker.admit({"taggant_account": "bob"}).account == "bob"
+
+
 def test_an_account_can_be_required(serve: Serve) -> None:
     marker = serve(require_account=True)
     assert refusal(marker, None).status == 401
@@ -260,7 +274,31 @@ def test_a_scope_of_another_tokenizer_is_not_taken_up(
     add(key_file, "second", params=replace(PARAMS, tokenizer="cd" * 32))
     marker.refresh()
     assert marker.admit(None).scope == "first"
-    assert "is for another tokenizer than first" in caplog.text
+    assert "is for another tokenizer than that of first" in caplog.text
+
+
+def test_a_scope_of_another_tokenizer_is_not_taken_up_after_the_last_was_retired(serve: Serve, key_file: Path) -> None:
+    marker = serve()
+    update_key_file(key_file, lambda keyring: retire(keyring, "first"))
+    marker.refresh()
+    add(key_file, "second", params=replace(PARAMS, tokenizer="cd" * 32))
+    marker.refresh()
+    assert marker.green_list is None
+    with pytest.raises(RequestRefusedError, match="no scope"):
+        marker.admit(None)
+
+
+def test_the_engines_tokenizer_is_remembered_where_no_scope_is_active_yet(serve: Serve, key_file: Path) -> None:
+    update_key_file(key_file, lambda keyring: retire(keyring, "first"))
+    marker = serve(policy=Policy.OPTIONAL)
+    marker.check_tokenizer("ab" * 32, "m")
+    add(key_file, "second", params=replace(PARAMS, tokenizer="cd" * 32))
+    marker.refresh()
+    assert marker.green_list is None
+    add(key_file, "third", params=PARAMS)
+    marker.refresh()
+    assert marker.green_list is not None
+    assert marker.green_list.scope.name == "third"
 
 
 def test_the_engines_tokenizer_is_checked(serve: Serve) -> None:

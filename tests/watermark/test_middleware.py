@@ -290,6 +290,30 @@ def test_sglangs_fields_are_the_operators(build: Build) -> None:
     assert seen(middleware)["custom_params"].keys() == {"a", TICKET_FIELD}
 
 
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+def test_no_method_goes_past_the_ingress(build: Build, method: str) -> None:
+    """SGLang's /generate takes PUT as well as POST."""
+    middleware = build(injection="sglang", accounts=True)
+    assert ask(middleware, "/generate", {"text": "a"}, method=method).status_code == 401
+    with pytest.raises(KeyError):  # The small server has no such route.
+        ask(middleware, "/generate", {"text": "a", "custom_logit_processor": "evil"}, key=ALICE, method=method)
+    got = seen(middleware)
+    assert "custom_logit_processor" not in got
+    assert got["sampling_params"]["custom_params"].keys() == {TICKET_FIELD}
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+def test_sglangs_routes_that_drop_the_processor_are_refused(build: Build, tmp_path: Path, path: str) -> None:
+    answer = ask(build(injection="sglang"), path, {"input": "a", "max_tokens": 3})
+    assert answer.status_code == 400
+    assert "answers here are marked" in answer.text
+    middleware = build(injection="sglang", policy=Policy.OPTIONAL, ledger=True)
+    assert ask(middleware, path, {"input": "a", "max_tokens": 3}).status_code == 200
+    [row] = rows(middleware, tmp_path)
+    assert (row["marked"], row["scope"]) == (0, None)
+    assert row["reason"].startswith("SGLang's")
+
+
 def test_a_server_in_this_process_reads_the_ticket_from_the_context(build: Build, key_file: Path) -> None:
     middleware = build(injection="context", server={"context": True}, self_test=True)
     answer = ask(middleware, body={"max_tokens": 200, "return_token_ids": True})
@@ -529,6 +553,17 @@ def test_without_an_active_scope(build: Build, key_file: Path, tmp_path: Path, p
     assert open_ticket(seen(middleware)["vllm_xargs"][TICKET_FIELD], process_key()) == Ticket(mark=False)
     [row] = rows(middleware, tmp_path)
     assert (row["marked"], row["reason"], row["scope"]) == (0, "no active scope", None)
+
+
+def test_a_scope_that_becomes_active_during_admission_is_in_the_ticket(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    middleware = build()
+    monkeypatch.setattr(type(middleware.marker), "green_list", None)  # As it was a moment ago.
+    assert ask(middleware).status_code == 200
+    ticket = open_ticket(seen(middleware)["vllm_xargs"][TICKET_FIELD], process_key())
+    assert ticket == Ticket(scope="first")
+    assert ask(middleware, body={"use_beam_search": True}).status_code == 400
 
 
 def test_server_and_ledger_agree_on_the_scope_while_it_changes(build: Build, key_file: Path, tmp_path: Path) -> None:

@@ -266,3 +266,21 @@ def test_a_proof_is_read_back_and_verified(count: int, data: st.DataObject) -> N
 def test_a_malformed_proof_is_refused(text: str) -> None:
     with pytest.raises(VerificationError, match="proof: expected"):
         LogProof.parse(text)
+
+
+def test_one_logs_key_says_nothing_of_another() -> None:
+    ours, theirs = NoteSigner("ours", Secret(bytes(32))), NoteSigner("theirs", Secret(bytes(range(32))))
+    forged = theirs.sign(Checkpoint("ours", 1, bytes(32)).text())
+    with pytest.raises(VerificationError, match="no signature of ours"):
+        Checkpoint.open(forged, [ours.verifier(), theirs.verifier()])
+    with pytest.raises(VerificationError, match="of the log ours, and no key of that name"):
+        Checkpoint.open(forged, [theirs.verifier()])
+
+
+def test_a_leaf_that_is_no_json_is_said() -> None:
+    signer = NoteSigner("ours", Secret(bytes(32)))
+    note = signer.sign(Checkpoint("ours", 1, leaf_hash(b"x")).text())
+    proof = LogProof(index=0, path=(), note=note, leaf=b"x")
+    checkpoint = proof.verify([signer.verifier()])
+    with pytest.raises(VerificationError, match="no entry of a ledger"):
+        proof.to_json(checkpoint)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
 import json
 import os
 import stat
@@ -78,6 +80,38 @@ def test_a_changed_ticket_is_refused(data: st.DataObject, ticket: Ticket) -> Non
 def test_what_is_no_ticket_is_refused(text: object) -> None:
     with pytest.raises(RequestRefusedError, match="leave it out"):
         open_ticket(text, KEY)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "null",
+        "[]",
+        "{",
+        "[" * 100_000,
+        '{"account": null, "mark": true}',
+        '{"account": 1, "mark": true, "time": 0}',
+        '{"account": "\\ud800", "mark": true, "time": 0}',
+        '{"account": null, "mark": "off", "time": 0}',
+        '{"account": null, "mark": true, "scope": 1, "time": 0}',
+        '{"account": null, "mark": true, "time": NaN}',
+        '{"account": null, "mark": true, "time": "0"}',
+        '{"account": null, "mark": true, "time": 1%s}' % ("0" * 400),
+    ],
+)
+def test_a_signed_ticket_that_says_something_else_is_refused(said: str) -> None:
+    body = base64.urlsafe_b64encode(said.encode()).decode().rstrip("=")
+    tag = hmac.new(KEY.reveal(), body.encode(), hashlib.sha256).digest()[:16]
+    text = f"{body}.{base64.urlsafe_b64encode(tag).decode().rstrip('=')}"
+    with pytest.raises(RequestRefusedError) as caught:
+        open_ticket(text, KEY, now=0.0)
+    assert caught.value.status == 403
+
+
+@pytest.mark.parametrize("text", ["abc.def", "a.def"])
+def test_what_another_process_has_checked_is_read_with_care(text: str) -> None:
+    with pytest.raises(RequestRefusedError):
+        open_ticket(text, None)
 
 
 def test_another_key_opens_nothing() -> None:

@@ -108,7 +108,8 @@ class BatchMarkingProcessor(ContinuousBatchingLogitsProcessor):  # type: ignore[
         return self.marker.admit(fields, strength=after_temperature(chosen), verified=verified)
 
     def _request(self, state: Any) -> RequestMark:
-        if state.request_id.startswith("__warmup_"):
+        # Warm-up asks for one id; a client that names its request so (X-Request-Id) gets no further unmarked.
+        if state.request_id.startswith("__warmup_") and state.max_new_tokens == 1:
             return UNMARKED
         # A client may name its request, and name two alike.
         known = (state.request_id, state.created_time)

@@ -147,8 +147,14 @@ def strip_logprobs(body: Body) -> list[str]:
     return stripped
 
 
-def unmarkable(body: Body) -> tuple[str, str] | None:
-    """Return which field makes that the answer is not sampled from marked logits, and a word for it; None: nothing."""
+def unmarkable(body: Body, shape: Shape, injection: Injection) -> tuple[str, str] | None:
+    """Return which field or route makes that the answer is not sampled from marked logits, and a word for it.
+
+    None: nothing does.
+    """
+    if injection is Injection.SGLANG and shape in (Shape.RESPONSES, Shape.MESSAGES):
+        # SGLang makes requests of its own of these, and carries neither processor nor parameters over.
+        return f"/v1/{shape.value}", f"SGLang's {shape.value} API"
     if body.get("use_beam_search"):
         # vLLM ranks beams by the model's own probabilities, to which no processor has added anything.
         return "use_beam_search", "beam search"

@@ -56,6 +56,7 @@ _ROUTES: Final[dict[str, Shape | Unreadable]] = {
     "/v1/realtime": Unreadable.SOCKET,
     "/cohere/v2/chat": Unreadable.COHERE,
     "/vertex_generate": Unreadable.OTHER_API,
+    "/generate_from_file": Unreadable.OTHER_API,
     "/api/chat": Unreadable.OTHER_API,
     "/api/generate": Unreadable.OTHER_API,
     "/generative_scoring": Unreadable.SCORES,

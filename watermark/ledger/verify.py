@@ -154,7 +154,7 @@ def _verify_log(reader: LedgerReader, log: Log, published: Sequence[Checkpoint])
             try:
                 _check_row(log, row, tree.size)
                 sessions.add(row)
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 # Its leaf's hash was changed with it, so that it still fits itself.
                 raise _bad(log, f"{_named(row)}: a column holds what the ledger never writes") from None
             for level, position, value in tree.append(bytes(row["leaf_hash"])):

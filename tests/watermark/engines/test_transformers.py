@@ -301,6 +301,17 @@ def test_continuous_batching_refuses_a_request_before_it_is_queued(model: Any, c
     assert len(result.generated_tokens) == 3
 
 
+def test_a_request_that_is_named_like_a_warm_up_is_marked(model: Any, configuration: str) -> None:
+    with model.continuous_batching_context_manager(
+        generation(configuration), continuous_batching_config=batching()
+    ) as manager:
+        said = []
+        for request_id in ("r", "__warmup_DECODING_0__"):
+            name = add_request(manager, [5, 6], fields={"taggant_account": "a"}, request_id=request_id)
+            said.append(manager.get_result(request_id=name, timeout=30).generated_tokens)
+    assert said[0] == said[1]
+
+
 def test_continuous_batching_never_serves_unmarked(model: Any, configuration: str) -> None:
     # A list of processors that are not a request's own.
     with model.continuous_batching_context_manager(
@@ -325,6 +336,7 @@ def test_an_id_that_is_not_known_yet_stops_the_batch(marker: Marker, configurati
     processor = BatchMarkingProcessor(MarkingProcessor(marker, GreenListWatermarkingConfig(configuration)))
     state = SimpleNamespace(
         request_id="r",
+        max_new_tokens=9,
         created_time=0.0,
         logit_processor_kwargs={},
         initial_tokens=[5, 6],

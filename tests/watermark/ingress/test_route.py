@@ -18,6 +18,7 @@ from watermark.ingress.route import Shape, Unreadable, route_of
         ("/v1/responses/resp_1/cancel", None),
         ("/tokenize", None),
         ("/generative_scoring", Unreadable.SCORES),
+        ("/generate_from_file", Unreadable.OTHER_API),
         ("/v1/audio/transcriptions", Unreadable.SPEECH),
     ],
 )
