@@ -132,6 +132,11 @@ class TaggantMiddleware:
 
     def _set_up(self) -> None:
         config = self.config
+        if self._injection == "sglang" and self._logit_processor is None and config.policy is not Policy.OFF:
+            raise UsageError(
+                "SGLang marks by the processor that comes with a request: give the middleware "
+                "logit_processor=GreenListCustomLogitProcessor.to_str() (watermark.engines.sglang)"
+            )
         self.marker = Marker(config)
         self.marker.counts = self.counts
         self._key = read_ingress_key(config.ingress.key) if config.ingress.key else process_key()

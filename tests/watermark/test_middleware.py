@@ -93,7 +93,8 @@ def build(key_file: Path, tmp_path: Path) -> Iterator[Build]:
             }
         )
         app = app or SmallServer(config, **(server or {}))
-        built.append(TaggantMiddleware(app, config, injection=injection))
+        processor = "80ab" if injection == "sglang" else None
+        built.append(TaggantMiddleware(app, config, injection=injection, logit_processor=processor))
         return built[-1]
 
     yield build
@@ -275,7 +276,6 @@ def test_token_routes_carry_the_ticket_among_the_extra_arguments(build: Build) -
 
 def test_sglangs_fields_are_the_operators(build: Build) -> None:
     middleware = build(injection="sglang", logprobs="pass")
-    middleware._logit_processor = "80ab"
     body = {
         "text": "a",
         "custom_logit_processor": "evil",
@@ -290,6 +290,11 @@ def test_sglangs_fields_are_the_operators(build: Build) -> None:
     assert seen(middleware)["custom_params"].keys() == {"a", TICKET_FIELD}
 
 
+def test_sglang_without_a_processor_is_refused(key_file: Path) -> None:
+    middleware = TaggantMiddleware(SmallServer(None), ServingConfig(keyring=key_file), injection="sglang")
+    assert ask(middleware, "/generate", {"text": "a"}).status_code == 503
+
+
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])
 def test_no_method_goes_past_the_ingress(build: Build, method: str) -> None:
     """SGLang's /generate takes PUT as well as POST."""
@@ -298,7 +303,7 @@ def test_no_method_goes_past_the_ingress(build: Build, method: str) -> None:
     with pytest.raises(KeyError):  # The small server has no such route.
         ask(middleware, "/generate", {"text": "a", "custom_logit_processor": "evil"}, key=ALICE, method=method)
     got = seen(middleware)
-    assert "custom_logit_processor" not in got
+    assert got["custom_logit_processor"] == "80ab"
     assert got["sampling_params"]["custom_params"].keys() == {TICKET_FIELD}
 
 

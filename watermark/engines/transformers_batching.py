@@ -59,6 +59,7 @@ class BatchMarkingProcessor(ContinuousBatchingLogitsProcessor):  # type: ignore[
         self.marker = processor.marker
         self._default = processor
         self._admitted: OrderedDict[tuple[str, float], RequestMark] = OrderedDict()
+        self._vouched: OrderedDict[str, None] = OrderedDict()
         self._requests: list[RequestMark] = []
         self._responses: list[Sequence[int]] = []
 
@@ -107,6 +108,19 @@ class BatchMarkingProcessor(ContinuousBatchingLogitsProcessor):  # type: ignore[
         chosen = self._default.config.temperature if temperature is None else temperature
         return self.marker.admit(fields, strength=after_temperature(chosen), verified=verified)
 
+    def vouch(self, fields: Mapping[str, object], *, temperature: float | None = None) -> None:
+        """Admit a request that is about to be queued, and remember its ticket.
+
+        Raises:
+            RequestRefusedError: see `Marker.admit`.
+        """
+        self.admit(fields, temperature=temperature)
+        ticket = fields.get(TICKET_FIELD)
+        if isinstance(ticket, str):
+            self._vouched[ticket] = None
+            if len(self._vouched) > _KEPT:
+                self._vouched.popitem(last=False)
+
     def _request(self, state: Any) -> RequestMark:
         # Warm-up asks for one id; a client that names its request so (X-Request-Id) gets no further unmarked.
         if state.request_id.startswith("__warmup_") and state.max_new_tokens == 1:
@@ -117,7 +131,10 @@ class BatchMarkingProcessor(ContinuousBatchingLogitsProcessor):  # type: ignore[
         if request is None:
             options = state.logit_processor_kwargs
             fields = {name: options[name] for name in self.supported_kwargs if name in options}
-            request = self.admit(fields, temperature=options.get("temperature"), verified=True)
+            # A ticket that `add_request` has seen is good however long the request was queued; another is checked now.
+            ticket = fields.get(TICKET_FIELD)
+            vouched = isinstance(ticket, str) and ticket in self._vouched
+            request = self.admit(fields, temperature=options.get("temperature"), verified=vouched)
             self.marker.took_on(request)
             self._admitted[known] = request
             if len(self._admitted) > _KEPT:
@@ -162,7 +179,7 @@ def add_request(
             "GreenListWatermarkingConfig and give ContinuousBatchingConfig(per_request_processors=True)"
         )
     options: dict[str, Any] = dict(fields or {})
-    ours[0].admit(options, temperature=temperature)
+    ours[0].vouch(options, temperature=temperature)
     if temperature is not None:
         options["temperature"] = temperature
     queued = manager.add_request(

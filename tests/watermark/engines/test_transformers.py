@@ -325,6 +325,43 @@ def test_continuous_batching_never_serves_unmarked(model: Any, configuration: st
     assert not result.generated_tokens
 
 
+def test_a_ticket_that_was_forged_past_our_queue_is_refused(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from watermark.engines.transformers import MarkingProcessor
+    from watermark.engines.transformers_batching import BatchMarkingProcessor
+    from watermark.keys import Secret
+    from watermark.serving import FieldTrust
+    from watermark.ticket import TICKET_FIELD, Ticket, process_key, sign_ticket
+
+    markers.key_file(tmp_path)
+    marker = Marker(markers.config_of(tmp_path, fields=FieldTrust.SIGNED))
+    processor = BatchMarkingProcessor(MarkingProcessor(marker, GreenListWatermarkingConfig()))
+
+    def step(ticket: str, request_id: str) -> None:
+        state = SimpleNamespace(
+            request_id=request_id,
+            max_new_tokens=9,
+            created_time=0.0,
+            logit_processor_kwargs={TICKET_FIELD: ticket},
+            initial_tokens=[5, 6],
+            generated_tokens=[7, 8],
+            position_offset=4,
+            _true_initial_tokens=0,
+        )
+        processor.prepare_tensor_args([SimpleNamespace(state=state)])
+
+    with pytest.raises(RequestRefusedError, match="not signed"):
+        step(sign_ticket(Ticket(account="victim", mark=False), Secret(bytes(32))), "forged")
+    old = sign_ticket(Ticket(account="a"), process_key(), now=0)
+    with pytest.raises(RequestRefusedError, match="was signed"):
+        step(old, "never vouched for")
+    fresh = sign_ticket(Ticket(account="a"), process_key())
+    processor.vouch({TICKET_FIELD: fresh})
+    step(fresh, "queued")
+    assert processor._requests[0].account == "a"
+
+
 def test_an_id_that_is_not_known_yet_stops_the_batch(marker: Marker, configuration: str) -> None:
     """What asynchronous batching looks like, which needs CUDA: the step runs ahead of the state on the host."""
     from types import SimpleNamespace
