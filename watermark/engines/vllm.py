@@ -49,7 +49,7 @@ except ImportError:  # A release without the V2 runner's interface.
         """Nothing."""
 
 
-__all__ = ["GreenListProcessor", "process_marker"]
+__all__ = ["GreenListProcessor", "server_marker"]
 
 log = logging.getLogger("taggant")
 
@@ -60,7 +60,7 @@ _lock = threading.Lock()
 _marker: Marker | None = None
 
 
-def process_marker() -> Marker:
+def server_marker() -> Marker:
     """Return this process's marker, made from the environment when it is first asked for.
 
     Raises:
@@ -93,7 +93,7 @@ class GreenListProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[
     """
 
     def __init__(self, vllm_config: Any, place: Any, is_pin_memory: bool | None = None) -> None:
-        self.marker = process_marker()
+        self.marker = server_marker()
         self._superseded = False
         self._config = vllm_config
         _take_over(self, vllm_config)
@@ -113,7 +113,7 @@ class GreenListProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[
         Raises:
             Exception: vLLM's, by the status of the refusal: 400, 401, 403 or 503.
         """
-        marker = process_marker()
+        marker = server_marker()
         fields = {name: value for name, value in (sampling_params.extra_args or {}).items() if name != SCOPE_FIELD}
         try:
             marker.refuse_if(vllm_guard.missing(), status=503)

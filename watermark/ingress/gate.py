@@ -12,7 +12,7 @@ from watermark.errors import TaggantError, TokenizerError
 from watermark.ingress.counts import IngressCounts
 from watermark.ingress.request import Injection
 from watermark.ingress.route import Shape
-from watermark.ingress.self_test import ANSWERS, Evidence, SampleRefusedError, evidence_of, sample
+from watermark.ingress.trial import ANSWERS, Evidence, SampleRefusedError, evidence_of, sample
 from watermark.ingress.wire import App
 from watermark.marker import RequestMark
 from watermark.serving import Policy, ServingConfig

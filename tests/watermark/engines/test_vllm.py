@@ -24,7 +24,7 @@ from vllm.exceptions import GracefulHTTPError, VLLMValidationError  # noqa: E402
 
 from watermark.engines import vllm as module  # noqa: E402
 from watermark.engines import vllm_guard  # noqa: E402
-from watermark.engines.vllm import GreenListProcessor, process_marker  # noqa: E402
+from watermark.engines.vllm import GreenListProcessor, server_marker  # noqa: E402
 from watermark.errors import KeyringError, TaggantError, TokenizerError, UsageError  # noqa: E402
 from watermark.green_list import Outcome  # noqa: E402
 from watermark.keyring import Keyring  # noqa: E402
@@ -263,7 +263,7 @@ def test_each_row_of_the_v1_batch_is_as_specified_after_whatever_happens_to_the_
     configured: Configured, tokenizer: Path, on_device: Any, place: str, data: st.DataObject, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
-    scope = process_marker().green_list.scope
+    scope = server_marker().green_list.scope
     device = torch.device("cpu") if place == "host" else on_device
     batch = V1Batch(GreenListProcessor(server(tokenizer), device, False))
     preempted: list[Request] = []
@@ -369,7 +369,7 @@ def test_each_row_of_the_v2_slots_is_as_specified_with_drafts_preemption_and_slo
     configured: Configured, tokenizer: Path, data: st.DataObject, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
-    scope = process_marker().green_list.scope
+    scope = server_marker().green_list.scope
     slots = V2Slots(tokenizer)
     preempted: list[Request] = []
     for _ in range(data.draw(st.integers(1, 10))):
@@ -395,7 +395,7 @@ def one_row(processor: GreenListProcessor, params: SamplingParams, output: list[
 def test_a_request_keeps_its_scope_and_those_after_it_take_the_new_one(configured: Configured, tokenizer: Path) -> None:
     before = admitted(params_of("acme"))
     update_key_file(configured.key_file, lambda keyring: retire(activate(keyring, SECOND), "2026-q4"))
-    process_marker().refresh()
+    server_marker().refresh()
     after = admitted(params_of("acme"))
     processor = GreenListProcessor(server(tokenizer), torch.device("cpu"), False)
     assert [one_row(processor, params, [3, 5]).max() for params in (before, after)] == [2.0, 1.5]
@@ -405,12 +405,12 @@ def test_a_sampling_process_that_has_not_seen_the_new_scope_yet_marks_under_it_a
     configured: Configured, tokenizer: Path
 ) -> None:
     processor = GreenListProcessor(server(tokenizer), torch.device("cpu"), False)
-    assert process_marker().green_list.scope.name == "2026-q4"
+    assert server_marker().green_list.scope.name == "2026-q4"
     update_key_file(configured.key_file, lambda keyring: activate(keyring, SECOND))
     params = params_of("acme")
     params.extra_args["taggant_scope"] = SECOND  # Another process, which has seen it, took the request in.
     assert one_row(processor, params, [3, 5]).max() == 1.5
-    assert process_marker().green_list.scope.name == SECOND
+    assert server_marker().green_list.scope.name == SECOND
 
 
 def test_a_client_cannot_name_the_scope(configured: Configured) -> None:
@@ -440,9 +440,9 @@ def test_where_an_account_is_required_a_request_without_gets_401(configured: Con
 
 
 def test_when_the_last_scope_is_retired_requests_get_503(configured: Configured) -> None:
-    assert process_marker().green_list is not None
+    assert server_marker().green_list is not None
     update_key_file(configured.key_file, lambda keyring: retire(keyring, "2026-q4"))
-    process_marker().refresh()
+    server_marker().refresh()
     with pytest.raises(GracefulHTTPError, match="keys activate") as refused:
         GreenListProcessor.validate_params(params_of())
     assert refused.value.http_status == 503
@@ -481,7 +481,7 @@ def test_what_merely_looks_a_little_like_beam_search_is_served(configured: Confi
 def test_the_replay_of_a_trace_is_refused(configured: Configured) -> None:
     with pytest.raises(VLLMValidationError, match="trace"):
         GreenListProcessor.validate_params(SamplingParams(trace_decode_token_ids=[1, 2, 3]))
-    assert process_marker().counts.requests == {(None, "refused"): 1}
+    assert server_marker().counts.requests == {(None, "refused"): 1}
 
 
 def test_loaded_twice_it_adds_delta_once(configured: Configured, tokenizer: Path) -> None:
@@ -494,7 +494,7 @@ def test_loaded_twice_it_adds_delta_once(configured: Configured, tokenizer: Path
     for processor in both:
         processor.apply(logits)
     assert set(logits.unique().tolist()) == {0.0, 2.0}
-    assert sum(process_marker().counts.tokens.values()) == 1
+    assert sum(server_marker().counts.tokens.values()) == 1
 
 
 def test_loaded_twice_it_adds_delta_once_in_the_v2_runner(configured: Configured, tokenizer: Path) -> None:
@@ -503,7 +503,7 @@ def test_loaded_twice_it_adds_delta_once_in_the_v2_runner(configured: Configured
     second = GreenListProcessor(slots.processor._config, slots.states)
     assert not slots.processor.add_request(0, admitted(params_of()))
     slots.processor = second
-    slots.add(Request(admitted(params_of()), [1], [3, 5], scope=process_marker().green_list.scope))
+    slots.add(Request(admitted(params_of()), [1], [3, 5], scope=server_marker().green_list.scope))
     slots.step(np.random.default_rng(1), drafts=0)
 
 
@@ -594,7 +594,7 @@ def test_a_key_file_that_others_can_read_stops_the_start(configured: Configured,
 def test_a_bias_that_goes_wrong_is_found_at_the_start(
     configured: Configured, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    green_list = process_marker().green_list
+    green_list = server_marker().green_list
     monkeypatch.setattr(green_list, "_lane_words", green_list._lane_words ^ np.uint64(1))
     with pytest.raises(TaggantError, match="self-test"):
         GreenListProcessor(server(tokenizer), torch.device("cpu"), False)
@@ -604,14 +604,14 @@ def test_shadow_changes_no_logit_in_either_runner(configured: Configured, tokeni
     configured(fields="plain", shadow=True)
     processor = GreenListProcessor(server(tokenizer), torch.device("cpu"), False)
     assert not one_row(processor, admitted(params_of("acme")), [3, 5]).any()
-    assert process_marker().counts.shadowed == {"2026-q4": 1}
+    assert server_marker().counts.shadowed == {"2026-q4": 1}
     slots = V2Slots(tokenizer)
-    request = Request(admitted(params_of("acme")), [1], [3, 5], scope=process_marker().green_list.scope)
+    request = Request(admitted(params_of("acme")), [1], [3, 5], scope=server_marker().green_list.scope)
     request.expected = lambda logits, tail: logits  # type: ignore[method-assign]
     slots.add(request)
     slots.step(np.random.default_rng(0), drafts=1)
     slots.processor._runner.requests._count()
-    assert process_marker().counts.shadowed["2026-q4"] >= 2
+    assert server_marker().counts.shadowed["2026-q4"] >= 2
 
 
 def test_the_counters_of_the_v2_runner_hold_the_rows_and_not_those_of_the_self_test(
@@ -619,10 +619,10 @@ def test_the_counters_of_the_v2_runner_hold_the_rows_and_not_those_of_the_self_t
 ) -> None:
     slots = V2Slots(tokenizer)
     for output in ([3, 5], []):  # The first comes back after a preemption, and was counted before.
-        slots.add(Request(admitted(params_of("acme")), [1], list(output), scope=process_marker().green_list.scope))
+        slots.add(Request(admitted(params_of("acme")), [1], list(output), scope=server_marker().green_list.scope))
     slots.step(np.random.default_rng(0), drafts=0)
     slots.processor._runner.requests._count()
-    counts = process_marker().counts
+    counts = server_marker().counts
     assert counts.tokens == {("2026-q4", Outcome.MARKED): 1, ("2026-q4", Outcome.NO_WINDOW): 1}
     assert counts.requests == {("2026-q4", "marked"): 1}
 
@@ -630,7 +630,7 @@ def test_the_counters_of_the_v2_runner_hold_the_rows_and_not_those_of_the_self_t
 def test_low_entropy_is_left_alone_on_the_device_too(configured: Configured, tokenizer: Path) -> None:
     configured(fields="plain", min_entropy=2.0)
     slots = V2Slots(tokenizer)
-    slots.add(Request(admitted(params_of("acme")), [1], [3, 5], scope=process_marker().green_list.scope))
+    slots.add(Request(admitted(params_of("acme")), [1], [3, 5], scope=server_marker().green_list.scope))
     slots.processor.apply_staged_writes()
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext
 

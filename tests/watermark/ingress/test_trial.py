@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from small_server import END
 
 from watermark.green_list import GreenList
-from watermark.ingress.self_test import Evidence, evidence_of
+from watermark.ingress.trial import Evidence, evidence_of
 from watermark.keyring import Keyring
 from watermark.keys import Params
 
