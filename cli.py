@@ -1014,7 +1014,9 @@ def power(
 
 @study.command("run")
 def study_run(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="tiny, small, real, or a TOML file like theirs.")],
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="tiny, small, arms, real, or a TOML file like theirs.")
+    ],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where everything is kept. [default: study-NAME]")
     ] = None,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from watermark.errors import MissingExtraError, TokenizerError, UsageError, printable
+from watermark.precision import fast_dtype
 from watermark.tokenizer import Tokenizer, load
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def load_model(name: str, *, tokenizer: str | Tokenizer | None = None) -> Langua
         # Reading a GGUF file draws a progress bar on standard error that no option of transformers switches off.
         with redirect_stderr(io.StringIO()):
             model, loading = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.bfloat16, output_loading_info=True, **options
+                folder, dtype=fast_dtype(device), output_loading_info=True, **options
             )
     except Exception as error:  # A broken file ends in any of a dozen types, safetensors' own among them.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -18,10 +18,10 @@ from detect.reference import Reference
 from detect.study.config import StudyConfig
 from detect.study.lab import Lab
 from detect.study.outputs import Outputs
-from detect.study.precision import fast_dtype
 from watermark.errors import UsageError
 from watermark.green_list import GreenList
 from watermark.keys import ScopeKeys
+from watermark.precision import fast_dtype
 from watermark.tokenizer import Tokenizer, load
 
 __all__ = ["FORMS", "TOPICS", "RealLab", "study_prompts"]

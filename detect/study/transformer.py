@@ -1,7 +1,7 @@
 """Small transformers trained from scratch: the teacher, the students' base and the students of the `small` lab.
 
 Llama-shaped, 1 to 5 M parameters, trained with float32 weights by AdamW, under bfloat16 autocast where that is fast
-(`detect.study.precision`). Everything is drawn from seeds; sums of floating-point numbers depend on the machine and on
+(`watermark.precision`). Everything is drawn from seeds; sums of floating-point numbers depend on the machine and on
 its number of threads, so that two machines make students alike but not the same.
 """
 
@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 from detect.reference import TOP, Reference, on_grid
 from detect.study.outputs import Outputs
-from detect.study.precision import fast_dtype
 from watermark.errors import MissingExtraError
 from watermark.green_list import GreenList
+from watermark.precision import fast_dtype
 
 if TYPE_CHECKING:
     import torch

@@ -547,23 +547,3 @@ def test_arms_may_be_added_to_a_study_and_a_test_that_is_unknown_is_refused(tmp_
     with pytest.raises(UsageError, match="tests: expected of count"):
         run_study(replace(config, tests=("centered",)), tmp_path / "new")
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.models
-@pytest.mark.parametrize(
-    ("device", "capability", "name"),
-    [
-        ("cpu", "AVX2", "float32"),
-        ("cpu", "DEFAULT", "float32"),
-        ("cpu", "AVX512", "bfloat16"),
-        ("cuda", "AVX2", "bfloat16"),
-    ],
-)
-def test_bfloat16_where_it_is_not_emulated(
-    monkeypatch: pytest.MonkeyPatch, device: str, capability: str, name: str
-) -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    from detect.study.precision import fast_dtype
-
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert fast_dtype(device) is getattr(torch, name)

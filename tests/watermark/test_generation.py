@@ -346,7 +346,8 @@ def test_unmarked_answers_are_transformers_own(tiny: Any, tmp_path: Path, temper
 def test_no_temperature_takes_the_mark_away(tiny: Any, tmp_path: Path, temperature: float) -> None:
     sampling = replace(FEW, temperature=temperature, max_tokens=20)
     scope = scope_of()
-    assert p_value(run(tiny, tmp_path / "a.jsonl", sampling=sampling), scope) < 1e-12
+    # Greedy answers run in circles: some twenty distinct pairs, how many depends on the number format.
+    assert p_value(run(tiny, tmp_path / "a.jsonl", sampling=sampling), scope) < 1e-9
 
 
 @pytest.mark.models

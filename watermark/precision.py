@@ -1,6 +1,6 @@
-"""The number format in which a study's models are trained and sampled.
+"""The number format in which models run here.
 
-Students differ by rounding alone. Processors that have no bfloat16 of their own emulate it, ten times slower than
+Answers differ by rounding alone. Processors that have no bfloat16 of their own emulate it, ten times slower than
 float32 (754 against 8,559 ids/s of training on one core that has AVX2 and no more).
 """
 
