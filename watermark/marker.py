@@ -27,7 +27,7 @@ from watermark.counts import Counts
 from watermark.errors import KeyringError, TaggantError, TokenizerError, UsageError, printable
 from watermark.green_list import GreenList, Outcome
 from watermark.keyring import Keyring
-from watermark.keys import Secret
+from watermark.keys import ScopeKeys, Secret
 from watermark.serving import FieldTrust, Policy, ServingConfig
 from watermark.ticket import (
     ACCOUNT_FIELD,
@@ -336,7 +336,13 @@ class Marker:
             log.warning("nothing is marked now: %s", error)
             self._current, self._seen = None, seen
             return
-        # A new activation or delta of the same name is another green list; an unchanged one keeps its caches.
+        known = self._by_name.get(scope.name)
+        if known is not None and not _same_keys(known.scope, scope):
+            raise KeyringError(
+                f"scope {scope.name}: its keys are not those that it had here before, with which requests under way "
+                "are marked: give a new scope a name of its own, or restart the server"
+            )
+        # Another delta of the same name is another green list; an unchanged one keeps its caches.
         identity = (scope.name, scope.commitments()[0] + scope.activation.hex() + repr(scope.delta))
         if identity not in self._green_lists:
             self._green_lists[identity] = GreenList(scope, min_entropy=self.config.min_entropy)
@@ -353,6 +359,10 @@ class Marker:
         except OSError:
             return None
         return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _same_keys(one: ScopeKeys, other: ScopeKeys) -> bool:
+    return one.params == other.params and np.array_equal(one.lane_words(), other.lane_words())
 
 
 def _spread(part: npt.NDArray[Any], chosen: Sequence[int], rows: int) -> npt.NDArray[Any]:

@@ -202,6 +202,23 @@ def test_a_scope_that_is_activated_is_taken_up_by_the_requests_after(serve: Serv
     assert after.green_list is before.green_list  # With its caches.
 
 
+def test_other_keys_under_a_name_that_marks_are_not_taken_up(
+    serve: Serve, key_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Requests under way are marked with the earlier ones, and a detector knows one set of keys for a name."""
+    marker = serve()
+    before = marker.admit(None)
+    scope = Keyring.load(key_file).scopes[0]
+    key_file.unlink()
+    other = Keyring.create(scope.name, params=scope.params, delta=scope.delta)
+    other.write(key_file)
+    marker.refresh()
+    assert marker.counts.reload_errors == 1
+    assert "its keys are not those that it had here before" in caplog.text
+    assert marker.admit(None).green_list is before.green_list
+    assert other.scope().key.reveal().hex() not in caplog.text
+
+
 def test_a_named_scope_stays_the_named_one(serve: Serve, key_file: Path) -> None:
     add(key_file, "second")
     marker = serve(scope="first")
