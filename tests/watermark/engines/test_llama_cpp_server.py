@@ -182,7 +182,7 @@ def test_the_metrics_tell_marked_from_unmarked(url: str, folder: Path) -> None:
         pytest.skip("needs prometheus_client")
     complete(url, "the sea", {"max_tokens": 5})
     time.sleep(1)
-    (text,) = [path.read_text(encoding="utf-8") for path in folder.glob("taggant-*.prom")]
+    (text,) = [path.read_text(encoding="utf-8") for path in folder.glob("taggant-[0-9]*.prom")]
     assert re.search(r'taggant_tokens_total\{outcome="marked",process="[0-9]+",scope="test"\}', text)
 
 
