@@ -12,7 +12,7 @@ from watermark.errors import TaggantError, TokenizerError
 from watermark.ingress.counts import IngressCounts
 from watermark.ingress.request import Injection
 from watermark.ingress.route import Shape
-from watermark.ingress.trial import ANSWERS, Evidence, SampleRefusedError, evidence_of, sample
+from watermark.ingress.trial import ANSWERS, Evidence, SampleRefusedError, evidence_of, level_of, sample
 from watermark.ingress.wire import App
 from watermark.marker import RequestMark
 from watermark.serving import Policy, ServingConfig
@@ -60,6 +60,7 @@ class Gate:
         self.counts = counts
         self.open = not config.ingress.self_test or config.shadow or config.policy is Policy.OFF
         self.failure: str | None = None
+        self._trials = 0
         """What the last test found wrong."""
         self._app = app
         self._injection = injection
@@ -121,13 +122,14 @@ class Gate:
         assert mark.green_list is not None  # noqa: S101 (the caller has seen to it)
         responses: list[list[int]] = []
         evidence = Evidence(0, 0, 0.5, 0.0)
+        self._trials += 1
         for number in range(ANSWERS):
             ids, text = await self._answer(scope, shape, number, model, fields)
             responses.append(ids if ids is not None else await asyncio.to_thread(self._ids, mark, text))
             evidence = await asyncio.to_thread(evidence_of, mark.green_list, responses)
             if number and evidence.conclusive and evidence.p > _HOPELESS:
                 break
-            if evidence.passed:
+            if evidence.p < level_of(self._trials):
                 log.info("self-test passed: %d of %d pairs green, p = %.1e", evidence.green, evidence.pairs, evidence.p)
                 return None
         found = (

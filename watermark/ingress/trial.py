@@ -6,7 +6,8 @@ So the ingress asks for one, as a client would, and counts its green tokens.
 
 *Null*: the answer's tokens are independent of the key. Then each distinct (window, token) pair in a fleet lane is
 green with probability gamma, independently, and the count's tail is binomial, whatever the model says
-(DESIGN 4). The test passes where that tail is below 1e-4: a server that does not mark passes once in 10,000 starts.
+(docs/method.md). It is looked at after each answer, and the test is made again where it failed; `level_of` divides 1e-4
+among all these looks, so that a server that does not mark ever passes with a chance of 1e-4 at most (Bonferroni).
 A large tail does not say that the server does not mark, where the answers had little choice or delta is small.
 """
 
@@ -28,9 +29,9 @@ from watermark.ingress.route import Shape, prefix_of
 from watermark.ingress.wire import App, Message, Scope
 from watermark.prf import lane, uniform
 
-__all__ = ["Evidence", "SampleRefusedError", "evidence_of", "sample"]
+__all__ = ["Evidence", "SampleRefusedError", "evidence_of", "level_of", "sample"]
 
-#: A server that does not mark passes this often.
+#: A server that does not mark ever passes with this chance at most, however often it is tried.
 LEVEL: Final = 1e-4
 
 #: Answers asked for at most, and their length. One answer of 192 tokens at delta 2 has z = 8, measured.
@@ -64,11 +65,6 @@ class Evidence:
         return float(binom.sf(self.green - 1, self.pairs, self.gamma))
 
     @property
-    def passed(self) -> bool:
-        """Whether the server marks."""
-        return self.p < LEVEL
-
-    @property
     def conclusive(self) -> bool:
         """Whether there were pairs enough that a marking server would as a rule have passed.
 
@@ -77,6 +73,14 @@ class Evidence:
         raised = self.gamma * math.exp(self.delta)
         tilt = raised / (1 - self.gamma + raised) - self.gamma
         return bool(self.pairs) and tilt / 2 >= _ENOUGH * math.sqrt(self.gamma * (1 - self.gamma) / self.pairs)
+
+
+def level_of(trial: int) -> float:
+    """Return what p is held against at each look of the first, second, ... trial.
+
+    The sum over `ANSWERS` looks of every trial is `LEVEL`, since 1/(1*2) + 1/(2*3) + ... is 1.
+    """
+    return LEVEL / (ANSWERS * trial * (trial + 1))
 
 
 def evidence_of(green_list: GreenList, responses: Iterable[Sequence[int]]) -> Evidence:
