@@ -1,0 +1,1 @@
+"""Evidence that a stranger can recompute: plan, scores, opening, claim, and their verification."""
