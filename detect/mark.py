@@ -17,6 +17,7 @@ from detect.score_law import Bernoulli, ScoreLaw
 from detect.tally import Tally
 from watermark import kernels
 from watermark.keys import ScopeKeys
+from watermark.prf import LANES
 
 __all__ = ["GreenListMark", "Mark"]
 
@@ -122,8 +123,10 @@ class GreenListMark(Mark):
         return f"GreenListMark(scope={self.name!r})"
 
     def tested(self, tally: Tally) -> npt.NDArray[np.bool_]:
-        """Return which pairs lie in fleet lanes."""
-        return tally.in_lanes(range(self.scope.params.fleet_lanes))
+        """Return which pairs lie in fleet lanes that were not revealed."""
+        tested = np.arange(LANES) < self.scope.params.fleet_lanes
+        tested[list(self.scope.revealed)] = False
+        return np.asarray(tested[tally.lanes][tally.pair_window], dtype=np.bool_)
 
     def scores(self, tally: Tally) -> npt.NDArray[np.bool_]:
         """Return which pairs are green."""

@@ -87,7 +87,7 @@ class GreenList:
         self.delta = scope.delta
         self.min_entropy = min_entropy
         self._lane_words = scope.lane_words()
-        self._bounds = scope.params.bounds()
+        self._bounds = scope.bounds()
         self._fleet_lanes = scope.params.fleet_lanes
         self._special = np.array(scope.params.special_ids, dtype=np.int64)
         self._code_key = np.array(key_words(scope.code_key().reveal()), dtype=np.uint64)
@@ -133,6 +133,7 @@ class GreenList:
             outcomes[~marked] = Outcome.NO_WINDOW
         outcomes[additions == 0.0] = Outcome.OFF
         lanes, seeds, positions = kernels.rows(windows, self._lane_words, self._code_key, self._fleet_lanes)
+        outcomes[self._bounds[lanes] == 0] = Outcome.OFF  # Revealed.
         complemented = self._complemented(positions, accounts, outcomes)
         if self.min_entropy > 0 and not outcomes.all():
             # A row with NaN, or masked as a whole, has no entropy and is left alone too.

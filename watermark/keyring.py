@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from watermark.errors import KeyringError, UsageError, printable
 from watermark.keys import NO_ACTIVATION, Params, ScopeKeys, Secret, check_scope_name, scope_key
+from watermark.prf import LANES
 from watermark.secret_file import check_mode, create_private, read_private, secret_from, secret_text
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class Scope:
     delta: float
     activation: bytes = NO_ACTIVATION
     history: tuple[Event, ...] = ()
+    revealed: tuple[int, ...] = ()
+    """Lanes whose seeds were opened as evidence, increasing: neither marked nor tested any more."""
     key: Secret | None = None
     """The scope's key in a keyring that has no root; None where it follows from the root."""
 
@@ -116,7 +119,12 @@ class Keyring:
                 key = scope.key if self.root is None else scope_key(self.root, scope.name)
                 assert key is not None  # noqa: S101 (`__post_init__` has seen to it)
                 return ScopeKeys(
-                    name=scope.name, params=scope.params, delta=scope.delta, key=key, activation=scope.activation
+                    name=scope.name,
+                    params=scope.params,
+                    delta=scope.delta,
+                    key=key,
+                    activation=scope.activation,
+                    revealed=scope.revealed,
                 )
         raise UsageError(f"no scope {printable(name)!r} in this keyring: it has {names}")
 
@@ -253,6 +261,7 @@ def public_view(keyring: Keyring) -> dict[str, Any]:
                 "state": scope.state,
                 "history": [{"state": event.state, "time": event.time} for event in scope.history],
                 "activation": None if scope.activation == NO_ACTIVATION else scope.activation.hex(),
+                "revealed": list(scope.revealed),
                 "commitments": keys_of.commitments(),
             }
         )
@@ -282,6 +291,7 @@ def _to_json(keyring: Keyring) -> dict[str, object]:
                 "delta": scope.delta,
                 "activation": None if scope.activation == NO_ACTIVATION else scope.activation.hex(),
                 "history": [{"state": event.state, "time": event.time} for event in scope.history],
+                **({"revealed": list(scope.revealed)} if scope.revealed else {}),
                 **({} if scope.key is None else {"key": secret_text(scope.key)}),
             }
             for scope in keyring.scopes
@@ -339,6 +349,9 @@ def _scope(entry: Mapping[str, Any]) -> Scope:
     activation = NO_ACTIVATION if entry["activation"] is None else bytes.fromhex(entry["activation"])
     if len(activation) != 32:
         raise KeyringError("a scope's activation is 32 bytes")
+    revealed = tuple(entry.get("revealed", ()))
+    if any(type(lane) is not int or not 0 <= lane < LANES for lane in revealed) or sorted(set(revealed)) != [*revealed]:
+        raise KeyringError(f"a scope's revealed lanes are increasing numbers of 0 to {LANES - 1}")
     name = check_scope_name(entry["name"])
     return Scope(
         name=name,
@@ -346,5 +359,6 @@ def _scope(entry: Mapping[str, Any]) -> Scope:
         delta=checked_delta(entry["delta"]),
         activation=activation,
         history=history,
+        revealed=revealed,
         key=secret_from(entry["key"], what=f"scope {name}: its key's") if "key" in entry else None,
     )

@@ -238,6 +238,8 @@ class ScopeKeys:
     """What the server adds to green logits, in logits. Recorded, and of no matter to detection."""
     key: Secret
     activation: bytes = NO_ACTIVATION
+    revealed: tuple[int, ...] = ()
+    """Lanes whose seeds were opened: neither marked nor tested any more."""
 
     def __post_init__(self) -> None:
         check_scope_name(self.name)
@@ -253,6 +255,12 @@ class ScopeKeys:
     def activated(self) -> bool:
         """Whether public randomness went into the keys after they were committed to."""
         return self.activation != NO_ACTIVATION
+
+    def bounds(self) -> npt.NDArray[np.uint64]:
+        """Return, for each lane, the bound below which ``u`` is green: uint64 (64,), 0 where it is revealed."""
+        bounds = self.params.bounds()
+        bounds[list(self.revealed)] = 0
+        return bounds
 
     def lane_seed(self, lane: int) -> Secret:
         """Return the committed seed of one lane, 0..63."""

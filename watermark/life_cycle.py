@@ -23,7 +23,17 @@ from watermark.errors import KeyringError, UsageError, printable
 from watermark.keyring import Event, Keyring, Scope, checked_delta
 from watermark.keys import NO_ACTIVATION, Params, check_scope_name, scope_key
 
-__all__ = ["activate", "add_scope", "derive", "parse_activation", "retire", "update_key_file"]
+__all__ = [
+    "activate",
+    "add_scope",
+    "check_lanes_to_reveal",
+    "compromise",
+    "derive",
+    "parse_activation",
+    "retire",
+    "reveal",
+    "update_key_file",
+]
 
 
 def add_scope(keyring: Keyring, name: str, *, params: Params, delta: float) -> Keyring:
@@ -81,6 +91,48 @@ def retire(keyring: Keyring, name: str) -> Keyring:
     """
     scope = _in_state(keyring, name, "active", "retired")
     return _replaced(keyring, replace(scope, history=(*scope.history, Event.now("retired"))))
+
+
+def compromise(keyring: Keyring, name: str) -> Keyring:
+    """Return *keyring* with a scope marked as compromised: what was collected from then on is no evidence.
+
+    Raises:
+        UsageError: there is no such scope, or it is compromised already.
+    """
+    scope = _found(keyring, name)
+    if scope.state in ("compromised", "destroyed"):
+        raise UsageError(f"scope {scope.name} is {scope.state} already")
+    return _replaced(keyring, replace(scope, history=(*scope.history, Event.now("compromised"))))
+
+
+def reveal(keyring: Keyring, name: str, lanes: Sequence[int]) -> Keyring:
+    """Return *keyring* with lanes of a scope revealed: they mark nothing more and are tested no more.
+
+    Raises:
+        UsageError: there is no such scope, a lane is no fleet lane or was revealed before, or more than half of the
+            fleet lanes would be revealed. The other half is kept, so that fresh lanes can be asked for later.
+    """
+    scope = _found(keyring, name)
+    check_lanes_to_reveal(lanes, fleet_lanes=scope.params.fleet_lanes, revealed=scope.revealed)
+    return _replaced(keyring, replace(scope, revealed=tuple(sorted({*scope.revealed, *lanes}))))
+
+
+def check_lanes_to_reveal(lanes: Sequence[int], *, fleet_lanes: int, revealed: Sequence[int]) -> None:
+    """Refuse lanes that may not be revealed.
+
+    Raises:
+        UsageError: as in `reveal`.
+    """
+    if len(set(lanes)) != len(lanes) or not all(0 <= lane < fleet_lanes for lane in lanes):
+        raise UsageError(f"lanes to reveal: expected fleet lanes, 0 to {fleet_lanes - 1}, each once, got {list(lanes)}")
+    again = sorted({*lanes} & {*revealed})
+    if again:
+        raise UsageError(f"lanes to reveal: {again} were revealed before; a lane is opened once")
+    if len(lanes) + len(revealed) > fleet_lanes // 2:
+        raise UsageError(
+            f"lanes to reveal: {len(lanes)} beside {len(revealed)} revealed before are more than half of the scope's "
+            f"{fleet_lanes} fleet lanes; the other half is kept"
+        )
 
 
 def derive(keyring: Keyring, names: Sequence[str] = ()) -> Keyring:

@@ -342,8 +342,8 @@ class Marker:
                 f"scope {scope.name}: its keys are not those that it had here before, with which requests under way "
                 "are marked: give a new scope a name of its own, or restart the server"
             )
-        # Another delta of the same name is another green list; an unchanged one keeps its caches.
-        identity = (scope.name, scope.commitments()[0] + scope.activation.hex() + repr(scope.delta))
+        # Another delta or other revealed lanes of the same name are another green list; an unchanged one stays.
+        identity = (scope.name, scope.commitments()[0] + scope.activation.hex() + repr((scope.delta, scope.revealed)))
         if identity not in self._green_lists:
             self._green_lists[identity] = GreenList(scope, min_entropy=self.config.min_entropy)
         if self._tokenizer not in (None, scope.params.tokenizer):

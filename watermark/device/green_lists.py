@@ -81,6 +81,10 @@ class DeviceGreenLists:
         """Write a scope's keys to the device and return its index; see `DeviceTables.add_scope`."""
         return self.tables.add_scope(scope)
 
+    def reveal(self, index: int, scope: ScopeKeys) -> None:
+        """Leave alone the lanes of a scope on the device that *scope* says were revealed since."""
+        self.tables.write_bounds(index, scope)
+
     def remove_scope(self, index: int) -> None:
         """Take a scope that no slot uses off the device and free its index; see `DeviceTables.remove_scope`."""
         self.tables.remove_scope(index)

@@ -175,7 +175,9 @@ class DeviceRequests:
             if known.scope.name != scope.name:
                 continue
             # The same name after an edit of the key file. Delta is the slot's affair; the keys must be the same.
+            # Lanes revealed since are left alone for requests under way too.
             if known.scope.params == scope.params and np.array_equal(known.scope.lane_words(), scope.lane_words()):
+                self.lists.reveal(index, scope)
                 return index
             raise TaggantError(
                 f"scope {scope.name}: its keys changed while this server ran, and requests may still be marked with "

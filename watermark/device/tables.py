@@ -120,7 +120,7 @@ class DeviceTables:
         special[[i for i in params.special_ids if i < self.vocab_size]] = 1
         tiles = np.add.reduceat(special, np.arange(0, self.vocab_size, TILE), dtype=np.int32)
         self._write(self.lane_words[index], scope.lane_words().view(np.int64))
-        self._write(self.lane_k[index], (params.bounds() >> np.uint64(56)).astype(np.int32))
+        self.write_bounds(index, scope)
         code_words = np.array(key_words(scope.code_key().reveal()), dtype=np.uint64)
         self._write(self.code_words[index], code_words.view(np.int64))
         self._write(self.special[index], special)
@@ -205,6 +205,10 @@ class DeviceTables:
         if self.device.type != "cuda":
             return host.to(self.device)
         return host.pin_memory().to(self.device, non_blocking=True)
+
+    def write_bounds(self, index: int, scope: ScopeKeys) -> None:
+        """Write which share of each lane is green: none of a lane that was revealed."""
+        self._write(self.lane_k[index], (scope.bounds() >> np.uint64(56)).astype(np.int32))
 
     def _write(self, destination: torch.Tensor, array: npt.NDArray[np.generic]) -> None:
         destination.copy_(self._sent(array))
