@@ -16,7 +16,7 @@ from watermark.errors import UsageError
 from watermark.keys import Params, ScopeKeys, Secret, scope_key
 from watermark.prf import LANES
 
-__all__ = ["DECOYS", "decoy_words", "random_words"]
+__all__ = ["DECOYS", "decoy_words", "decoy_words_of", "random_words"]
 
 #: How many decoy keys a test draws unless told otherwise.
 DECOYS = 999
@@ -32,13 +32,14 @@ def decoy_words(scope: ScopeKeys, *, count: int = DECOYS, seed: int = 0) -> npt.
     Returns:
         uint64 of shape (count, 64, 2).
     """
-    if not 0 <= seed < 2**64:
-        raise UsageError(f"decoy seed: expected 0 to {2**64 - 1}, got {seed}")
-    return _decoy_words(scope.name, scope.activation, scope.params, count, seed)
+    return decoy_words_of(scope.name, scope.activation, scope.params, count, seed)
 
 
 @lru_cache(maxsize=4)
-def _decoy_words(name: str, activation: bytes, params: Params, count: int, seed: int) -> npt.NDArray[np.uint64]:
+def decoy_words_of(name: str, activation: bytes, params: Params, count: int, seed: int) -> npt.NDArray[np.uint64]:
+    """Derive the lane keys of decoy roots for a scope whose own key is not at hand: see `decoy_words`."""
+    if not 0 <= seed < 2**64:
+        raise UsageError(f"decoy seed: expected 0 to {2**64 - 1}, got {seed}")
     words = np.empty((count, LANES, 2), dtype=np.uint64)
     for i in range(count):
         root = hashlib.sha256(_LABEL + seed.to_bytes(8, "little") + i.to_bytes(8, "little")).digest()
