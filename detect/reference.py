@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -211,7 +211,24 @@ class Reference:
         """
         try:
             # Opened here: NumPy leaves a file open that turns out not to be whole.
-            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            with open(path, "rb") as raw:
+                return cls.read(raw, name=str(path))
+        except FileNotFoundError:
+            raise InputError(
+                f"{path}: no such reference file; --reference-model with --save-reference makes one"
+            ) from None
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+    @classmethod
+    def read(cls, stream: BinaryIO, *, name: str) -> Reference:
+        """Read a reference from a stream that can seek; *name* is for messages.
+
+        Raises:
+            InputError: not a reference file of this version.
+        """
+        try:
+            with np.load(stream, allow_pickle=False) as file:
                 _check_members(file)
                 if str(file["schema"]) != SCHEMA:
                     raise ValueError("schema")
@@ -225,10 +242,6 @@ class Reference:
                     said_p=_unpacked(file["said_p"]),
                     fingerprints=frozenset(map(str, file["fingerprints"])) if "fingerprints" in file else frozenset(),
                 )
-        except FileNotFoundError:
-            raise InputError(
-                f"{path}: no such reference file; --reference-model with --save-reference makes one"
-            ) from None
         except (
             ValueError,
             KeyError,
@@ -240,7 +253,7 @@ class Reference:
             MemoryError,
         ) as error:
             raise InputError(
-                f"{path}: not a reference file of this version ({SCHEMA}): {type(error).__name__}"
+                f"{name}: not a reference file of this version ({SCHEMA}): {type(error).__name__}"
             ) from None
 
 
