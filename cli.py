@@ -58,6 +58,12 @@ ledger = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(ledger, name="ledger")
+evidence = typer.Typer(
+    help="A study that a stranger can recompute: plan, score, open, create, verify.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(evidence, name="evidence")
 
 
 class TableFormat(StrEnum):
@@ -189,6 +195,17 @@ DatabaseOption = Annotated[
 OriginOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Of the log. [default: the only one in the ledger]")
 ]
+LogOption = Annotated[Path, typer.Option("--log", metavar="DIR", help="The publisher's commitment log.")]
+OptionalLogOption = Annotated[
+    Path | None, typer.Option("--log", metavar="DIR", help="Say so in this commitment log; wants --key.")
+]
+PublisherKeyOption = Annotated[
+    Path, typer.Option("--key", metavar="FILE", help="The publisher's private key (taggant ledger create-key).")
+]
+OptionalPublisherKeyOption = Annotated[
+    Path | None, typer.Option("--key", metavar="FILE", help="The publisher's private key.")
+]
+WorkOption = Annotated[Path, typer.Option("--work", metavar="DIR", help="The study's folder.")]
 NoteKeyOption = Annotated[
     Path | None, typer.Option("--key", metavar="FILE", help="Sign the log's head now, with this key.")
 ]
@@ -324,6 +341,18 @@ def keys_add(
     typer.echo(f"Publish its commitments (taggant keys show --keyring {keyring} --json), then taggant keys activate")
 
 
+@keys.command("commit")
+def keys_commit(keyring: KeyFileOption, scope: NewScopeOption, log: LogOption, key: PublisherKeyOption) -> None:
+    """Commit to a scope's seeds in the publisher's log, before the scope is activated. Publish the log's folder."""
+    from watermark.activation import commit
+    from watermark.keyring import Keyring
+    from watermark.signed_note import NoteSigner
+
+    leaf = commit(Keyring.load(keyring), scope, log=log, signer=NoteSigner.load(key))
+    typer.echo(f"{log}: entry {leaf.index}, scope {scope}, leaf {leaf.hash}")
+    typer.echo(f"Publish {log} now. Then draw public randomness: taggant keys activate --scope {scope} --log {log} ...")
+
+
 @keys.command("activate")
 def keys_activate(
     keyring: KeyFileOption,
@@ -331,30 +360,57 @@ def keys_activate(
     activation: Annotated[
         str | None,
         typer.Option(
-            metavar="HEX",
-            help="32 bytes of public randomness drawn after the commitments were published: a beacon's round, an "
-            "auditor's nonce. Without it every report says that the key's randomness cannot be verified.",
+            "--activation",
+            "--value",
+            metavar="TEXT",
+            help="Public randomness drawn after the commitments were published: a beacon's round, an auditor's nonce; "
+            "64 hexadecimal digits, or with --log any text, which is hashed. Without it every report says that the "
+            "key's randomness cannot be verified.",
         ),
     ] = None,
+    log: OptionalLogOption = None,
+    key: OptionalPublisherKeyOption = None,
+    beacon: Annotated[str | None, typer.Option(metavar="NAME", help="The beacon that it is of.")] = None,
+    round: Annotated[int | None, typer.Option(min=0, help="The beacon's round.")] = None,
+    auditor: Annotated[str | None, typer.Option(metavar="NAME", help="The auditor whose nonce it is.")] = None,
 ) -> None:
     """Begin to mark with a pending scope. A server that watches this file takes it up without a restart."""
-    from watermark.keys import NO_ACTIVATION
-    from watermark.life_cycle import activate, parse_activation, update_key_file
+    from watermark.activation import activate_scope
 
-    drawn = NO_ACTIVATION if activation is None else parse_activation(activation)
-    update_key_file(keyring, lambda old: activate(old, scope, activation=drawn))
+    with_randomness = activate_scope(
+        keyring, scope, value=activation, log=log, key=key, beacon=beacon, round=round, auditor=auditor
+    )
     typer.echo(f"{keyring}: scope {scope} is active")
-    if activation is None:
-        typer.echo("No --activation: every report will say that the key's randomness cannot be verified.", err=True)
+    if not with_randomness:
+        typer.echo("No randomness: every report will say that the key's randomness cannot be verified.", err=True)
 
 
 @keys.command("retire")
-def keys_retire(keyring: KeyFileOption, scope: NewScopeOption) -> None:
+def keys_retire(
+    keyring: KeyFileOption,
+    scope: NewScopeOption,
+    log: OptionalLogOption = None,
+    key: OptionalPublisherKeyOption = None,
+) -> None:
     """Mark nothing more with an active scope. It is still detected."""
-    from watermark.life_cycle import retire, update_key_file
+    from watermark.activation import end_scope
 
-    update_key_file(keyring, lambda old: retire(old, scope))
+    end_scope(keyring, scope, "retired", log=log, key=key)
     typer.echo(f"{keyring}: scope {scope} is retired")
+
+
+@keys.command("compromise")
+def keys_compromise(
+    keyring: KeyFileOption,
+    scope: NewScopeOption,
+    log: OptionalLogOption = None,
+    key: OptionalPublisherKeyOption = None,
+) -> None:
+    """Say that somebody else may have a scope's key: what is collected from now on is no evidence."""
+    from watermark.activation import end_scope
+
+    end_scope(keyring, scope, "compromised", log=log, key=key)
+    typer.echo(f"{keyring}: scope {scope} is compromised")
 
 
 @keys.command("derive")
@@ -1239,6 +1295,178 @@ def ledger_export(
         typer.echo(gap.sentence(), err=True)
     for name, seen in summary.open_sessions:
         typer.echo(f"{name}: a writer has it open, or crashed with it open; last seen {seen}", err=True)
+
+
+@evidence.command("plan")
+def evidence_plan(
+    work: WorkOption,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The plan, in TOML; --template prints one to fill in.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help='JSON Lines with a "prompt", or text with one prompt a line.')
+    ] = None,
+    keyring: Annotated[Path | None, typer.Option("--keyring", "-k", metavar="FILE", help="Key file.")] = None,
+    scope: Annotated[str | None, typer.Option(metavar="NAME", help="Scope in the key file.")] = None,
+    log: OptionalLogOption = None,
+    key: OptionalPublisherKeyOption = None,
+    template: Annotated[bool, typer.Option("--template", help="Print a plan to fill in, and do nothing else.")] = False,
+) -> None:
+    """Fix and sign what will be collected and tested, before anything is collected."""
+    from detect.evidence.plan_file import TEMPLATE, read_plan_file
+
+    if template:
+        typer.echo(TEMPLATE, nl=False)
+        return
+    from detect.evidence.study import Study
+    from watermark.commitment_log import CommitmentLog
+    from watermark.errors import UsageError
+    from watermark.generation import read_prompts
+    from watermark.keyring import Keyring
+    from watermark.signed_note import NoteSigner
+
+    if config is None or prompts is None or keyring is None or log is None or key is None:
+        raise UsageError("give --config, --prompts, --keyring, --log and --key (--template prints a plan to fill in)")
+    keys_of = Keyring.load(keyring).scope(scope)
+    study = Study(work, CommitmentLog(log))
+    _, digest = study.plan(read_plan_file(config), read_prompts(prompts), keys=keys_of, signer=NoteSigner.load(key))
+    typer.echo(f"{work}/plan.dsse.json: signed, {digest}, and in the log")
+    typer.echo(
+        f"Publish {log}. Then ask the prompts of {work}/prompts.jsonl, and: taggant evidence score --work {work}"
+    )
+
+
+@evidence.command("score")
+def evidence_score(
+    work: WorkOption,
+    outputs: Annotated[Path, typer.Option(metavar="FILE", help="JSON Lines of every response, as collected.")],
+    keyring: KeyFileOption,
+    log: LogOption,
+    key: PublisherKeyOption,
+    reference: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Reference probabilities of the outputs (.npz).")
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE[,FILE.npz]", help="A control's texts and reference; once for each control."),
+    ] = None,
+    deviation: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Where and why the plan was departed from.")
+    ] = None,
+    tokenizer: TokenizerOption = None,
+) -> None:
+    """Score every lane of the outputs, and sign the integers, before anybody knows which lanes will be opened."""
+    from detect.evidence.study import Study, control_files
+    from detect.mark import GreenListMark
+    from detect.terminal import busy
+    from watermark.commitment_log import CommitmentLog
+    from watermark.keyring import Keyring
+    from watermark.signed_note import NoteSigner
+
+    study, signer = Study(work, CommitmentLog(log)), NoteSigner.load(key)
+    plan, _ = study.signed("plan", signer.verifier())
+    keys_of = Keyring.load(keyring).scope(plan.scope)
+    chosen = _tokenizer_of(tokenizer, [GreenListMark(keys_of)])
+    with busy("scoring every lane"):
+        scores = study.score(
+            outputs,
+            keys=keys_of,
+            tokenizer=chosen,
+            signer=signer,
+            reference=reference,
+            controls=control_files(control or []),
+            deviations=tuple(deviation or ()),
+        )
+    said = scores.outputs
+    typer.echo(
+        f"{work}/scores.dsse.json: {said.read:,} records read = {said.scored:,} scored + "
+        f"{sum(said.excluded.values()):,} excluded + {said.malformed:,} malformed; {said.positions:,} positions"
+    )
+    choice = plan.lane_choice
+    typer.echo(f"Publish {log}. Then take the {choice.kind} of {choice.name}: taggant evidence open --value TEXT")
+
+
+@evidence.command("open")
+def evidence_open(
+    work: WorkOption,
+    keyring: KeyFileOption,
+    log: LogOption,
+    key: PublisherKeyOption,
+    value: Annotated[str, typer.Option(metavar="TEXT", help="The randomness, drawn after the scores were published.")],
+) -> None:
+    """Open the lanes that the randomness chooses: their seeds are signed, and they mark nothing more."""
+    from detect.evidence.study import Study
+    from watermark.commitment_log import CommitmentLog
+    from watermark.signed_note import NoteSigner
+
+    opening = Study(work, CommitmentLog(log)).open(keyring, signer=NoteSigner.load(key), value=value)
+    typer.echo(f"{work}/opening.dsse.json: lanes {', '.join(map(str, opening.lanes))}; revealed in {keyring} and {log}")
+    typer.echo(f"Then: taggant evidence create --work {work} --out BUNDLE")
+
+
+@evidence.command("create")
+def evidence_create(
+    work: WorkOption,
+    out: Annotated[Path, typer.Option(metavar="PATH", help="The bundle: a folder, or a file that ends in .tar.")],
+    keyring: KeyFileOption,
+    log: LogOption,
+    key: PublisherKeyOption,
+    tokenizer: TokenizerOption = None,
+) -> None:
+    """Make the claim from the opened lanes alone, and write the bundle."""
+    from detect.evidence.study import Study
+    from detect.mark import GreenListMark
+    from detect.terminal import busy
+    from watermark.commitment_log import CommitmentLog
+    from watermark.keyring import Keyring
+    from watermark.signed_note import NoteSigner
+
+    study, signer = Study(work, CommitmentLog(log)), NoteSigner.load(key)
+    ring = Keyring.load(keyring)
+    plan, _ = study.signed("plan", signer.verifier())
+    chosen = _tokenizer_of(tokenizer, [GreenListMark(ring.scope(plan.scope))])
+    with busy("testing the opened lanes"):
+        claim = study.create(out, tokenizer=chosen, signer=signer, published=ring.published)
+    for sentence in claim.statement:
+        typer.echo(sentence)
+    typer.echo(f"\n{out}: taggant evidence verify {out} --publisher '{signer.verifier()}'")
+
+
+@evidence.command("verify")
+def evidence_verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder, or an uncompressed tar.")],
+    publisher: Annotated[
+        str,
+        typer.Option(
+            metavar="KEY_OR_FILE", help="The publisher's public key (NAME+ID+BASE64), from elsewhere than the bundle."
+        ),
+    ],
+    tokenizer: TokenizerOption = None,
+    decoys: Annotated[int, typer.Option(min=1, max=10_000, help="Decoy keys.")] = 200,
+    tsa_root: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Roots of the timestamp's authority, PEM (extra timestamp).")
+    ] = None,
+    statement: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what was found as a signed statement; wants --key.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The verifier's own private key.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Recompute a claim from its bundle, offline: exit 0 if every check passes, 5 if one fails, 6 if one can't be made."""
+    from detect.evidence.statement import write_verification
+    from detect.evidence.tables import verification_json, verification_table
+    from detect.evidence.verify import open_and_verify
+    from detect.terminal import busy, show
+
+    with busy("recomputing the claim"):
+        verification = open_and_verify(bundle, publisher, tokenizer=tokenizer, decoys=decoys, tsa_root=tsa_root)
+    if statement is not None:
+        write_verification(statement, verification, key=key)
+    if json:
+        _print_json(verification_json(verification))
+    else:
+        show(verification_table(verification))
+    raise typer.Exit(verification.exit_code)
 
 
 def _marks(keyrings: list[Path] | None, names: list[str] | None, others: list[str] | None) -> list[tuple[Mark, bool]]:

@@ -10,6 +10,7 @@
     │   └── ReferenceMismatchError 3  a reference that does not fit the suspect's text
     ├── KeyringError            4  a key file that is missing, unreadable, unsafe or wrong
     ├── VerificationError       5  a proof, signature or ledger that is not what it claims to be
+    ├── UncheckableError        6  a claim that could not be checked, so that nothing is said of it
     └── LedgerError             7  a ledger that cannot be reached, written or kept up with
 
 The number is the exit code of the command line (docs/reference.md). A message says what, where, what
@@ -26,6 +27,7 @@ __all__ = [
     "ReferenceMismatchError",
     "TaggantError",
     "TokenizerError",
+    "UncheckableError",
     "UsageError",
     "VerificationError",
     "printable",
@@ -72,6 +74,12 @@ class VerificationError(TaggantError):
     """Report that a proof, a signature or a ledger is not what it claims to be."""
 
     exit_code = 5
+
+
+class UncheckableError(TaggantError):
+    """Report a claim that could not be checked: a key or a tokenizer is not at hand."""
+
+    exit_code = 6
 
 
 class LedgerError(TaggantError):

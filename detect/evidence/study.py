@@ -7,7 +7,7 @@ other contents.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -400,6 +400,22 @@ def check_reference(evidence: Evidence, mark: Mark) -> None:
             f"reference {printable(evidence.reference.name)}: depends on the key (z = {check.z:.1f}); take the "
             "suspect's public base, a clean twin or the unmarked teacher"
         )
+
+
+def control_files(given: Sequence[str]) -> dict[str, ControlFiles]:
+    """Return controls given as NAME=FILE or NAME=FILE,REFERENCE.npz.
+
+    Raises:
+        UsageError: one is not of this form.
+    """
+    found = {}
+    for each in given:
+        name, equals, files = each.partition("=")
+        outputs, comma, reference = files.partition(",")
+        if not name or not equals or not outputs or name in found:
+            raise UsageError(f"--control {printable(each)!r}: expected NAME=FILE or NAME=FILE,REFERENCE.npz, each once")
+        found[name] = ControlFiles(outputs=Path(outputs), reference=Path(reference) if comma else None)
+    return found
 
 
 def outputs_of(evidence: Evidence, digest: str) -> Outputs:

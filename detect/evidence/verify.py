@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 from detect.evidence.accounting import departures
@@ -44,12 +45,12 @@ from watermark.commitment_log import (
     read_entries,
     tree_of_entries,
 )
-from watermark.errors import TaggantError, TokenizerError, printable
+from watermark.errors import InputError, KeyringError, TaggantError, TokenizerError, UncheckableError, printable
 from watermark.keys import NO_ACTIVATION, commitment
 from watermark.signed_note import NoteVerifier
 from watermark.tokenizer import Tokenizer, load_for
 
-__all__ = ["Verification", "verify_bundle"]
+__all__ = ["Verification", "open_and_verify", "verify_bundle"]
 
 #: Clocks differ by as much.
 _FUTURE: Final = timedelta(hours=1)
@@ -143,6 +144,37 @@ def verify_bundle(
         manifest=getattr(run, "manifest", None),
         unable=run.unable,
     )
+
+
+def open_and_verify(
+    path: Path, publisher: str, *, tokenizer: str | None, decoys: int, tsa_root: Path | None
+) -> Verification:
+    """Open a bundle and make every check; a bundle that can't be opened fails its first.
+
+    Args:
+        path: of the bundle.
+        publisher: the key, or the file that holds it.
+        tokenizer: see `verify_bundle`.
+        decoys: see `verify_bundle`.
+        tsa_root: PEM file of the roots of a timestamp's authority.
+
+    Raises:
+        UncheckableError: the publisher's key is none: nothing can be checked.
+    """
+    try:
+        verifier = NoteVerifier.load(publisher)
+    except KeyringError as error:
+        raise UncheckableError(f"--publisher: {error}") from None
+    timestamps = None
+    if tsa_root is not None:
+        from watermark.timestamp import TimestampRoots
+
+        timestamps = TimestampRoots.load(tsa_root).verify
+    try:
+        bundle: Bundle | str = Bundle.open(path)
+    except InputError as error:
+        bundle = str(error)
+    return verify_bundle(bundle, verifier, tokenizer=tokenizer, decoys=decoys, timestamps=timestamps)
 
 
 class _Run:
