@@ -385,6 +385,19 @@ def keys_activate(
         typer.echo("No randomness: every report will say that the key's randomness cannot be verified.", err=True)
 
 
+@keys.command("timestamp")
+def keys_timestamp(
+    log: LogOption,
+    tsa: Annotated[str, typer.Option(metavar="URL", help="A timestamping authority (RFC 3161).")],
+) -> None:
+    """Have another party say when the log's newest head existed (extra timestamp). Do it after each step."""
+    from watermark.commitment_log import CommitmentLog
+    from watermark.timestamp import take_timestamp
+
+    path = CommitmentLog(log).timestamp(lambda head: take_timestamp(head, url=tsa))
+    typer.echo(f"{path}: a token over the newest head")
+
+
 @keys.command("retire")
 def keys_retire(
     keyring: KeyFileOption,
@@ -1452,7 +1465,7 @@ def evidence_verify(
     key: Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The verifier's own private key.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Recompute a claim from its bundle, offline: exit 0 if every check passes, 5 if one fails, 6 if one can't be made."""
+    """Recompute a claim from its bundle, offline. Exit 0: no check failed; 5: one did; 6: one could not be made."""
     from detect.evidence.statement import write_verification
     from detect.evidence.tables import verification_json, verification_table
     from detect.evidence.verify import open_and_verify

@@ -289,14 +289,28 @@ class CommitmentLog:
             f"taggant keys commit --scope {scope} --log {printable(self.folder)}"
         )
 
-    def append(self, value: Mapping[str, Any], signer: NoteSigner, *, timestamper: Timestamper | None = None) -> Leaf:
+    def timestamp(self, take: Timestamper) -> Path:
+        """Keep an RFC 3161 token over the newest signed head, and return its file.
+
+        Raises:
+            UsageError: nothing was logged yet.
+        """
+        note = self.checkpoint()
+        size = Checkpoint.parse_unverified(note).size
+        self._write(f"checkpoints/{size}.tsr", take(note.encode()))
+        return self.folder / "checkpoints" / f"{size}.tsr"
+
+    def timestamps(self) -> dict[int, tuple[bytes, bytes]]:
+        """Return, for each size whose head has a token, the signed head and the token."""
+        sizes = sorted(int(path.stem) for path in (self.folder / "checkpoints").glob("*.tsr") if path.stem.isdecimal())
+        return {size: (self._read(f"checkpoints/{size}"), self._read(f"checkpoints/{size}.tsr")) for size in sizes}
+
+    def append(self, value: Mapping[str, Any], signer: NoteSigner) -> Leaf:
         """Append a leaf and sign the new head.
 
         Args:
             value: from one of the functions above.
             signer: the publisher's key, which names the log.
-            timestamper: takes an RFC 3161 token over the signed head; what it raises leaves the log with its new leaf
-                and without the token.
 
         Raises:
             LedgerError: the folder cannot be written, or another process writes to it.
@@ -314,8 +328,6 @@ class CommitmentLog:
             self._write("entries.jsonl", content)
             self._write(f"checkpoints/{len(leaves)}", note.encode())
             self._write("checkpoint", note.encode())
-        if timestamper is not None:
-            self._write(f"checkpoints/{len(leaves)}.tsr", timestamper(note.encode()))
         return leaf
 
     def _checked(self, verifier: NoteVerifier) -> list[Leaf]:

@@ -42,7 +42,7 @@ _REQUIRED: Final = frozenset(
 )
 _OPTIONAL: Final = re.compile(
     r"activation\.tlog-proof|tokenizer\.(tiktoken|json)|reference\.npz|controls/[a-z0-9-]{1,32}\.(jsonl|npz)"
-    r"|timestamps/(checkpoint|plan|scores|opening|claim)\.tsr|trust/(publisher\.pub|tsa\.pem)"
+    r"|timestamps/[1-9][0-9]{0,8}\.(checkpoint|tsr)|trust/(publisher\.pub|tsa\.pem)"
 )
 _FOLDERS: Final = ("controls", "timestamps", "trust")
 _LARGE: Final = re.compile(r"outputs\.jsonl|prompts\.jsonl|reference\.npz|controls/.*")
@@ -126,6 +126,10 @@ class Bundle:
     def controls(self) -> list[str]:
         """Return the names of the controls."""
         return sorted(name[9:-6] for name in self.sizes if name.startswith("controls/") and name.endswith(".jsonl"))
+
+    def timestamps(self) -> list[int]:
+        """Return the sizes of the log at which a token was taken."""
+        return sorted(int(name[11:-4]) for name in self.sizes if name.startswith("timestamps/") and name[-4:] == ".tsr")
 
     def check_manifest(self) -> None:
         """Check each file's size and digest against MANIFEST.json.

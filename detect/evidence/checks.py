@@ -132,9 +132,9 @@ CHECKS: Final = tuple(
         ),
         _check(
             "E-TIME-01",
-            "An external timestamp stands over the log's head",
-            "The timestamp is of something else, or of no authority that was named.",
-            "E-LOG-01",
+            "External timestamps stand over heads of the log",
+            "A timestamp is of something else, or of no authority that was named.",
+            "E-LOG-02",
         ),
         _check(
             "E-STATE-01",

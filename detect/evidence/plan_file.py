@@ -48,7 +48,7 @@ kind = "clean-twin"                     # base, clean-twin, human or other
 text = "trained like the suspect on answers without the mark"
 """
 
-_DEFAULTS: Final = {"reference": None, "exclusions": [], "deviations": [], "controls": []}
+_DEFAULTS: Final[dict[str, Any]] = {"reference": None, "exclusions": [], "deviations": [], "controls": []}
 
 
 def read_plan_file(path: Path) -> dict[str, Any]:

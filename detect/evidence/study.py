@@ -303,10 +303,10 @@ class Study:
         if activated is not None:
             files["activation.tlog-proof"] = self.log.prove(activated.index).text().encode()
         files["trust/publisher.pub"] = f"{verifier}\n".encode()
-        token = self.log.folder / "checkpoints" / f"{len(leaves)}.tsr"
-        if token.exists():
-            files["timestamps/checkpoint.tsr"] = _read(token)
-        cautions = cautions_of(activated, timestamped="timestamps/checkpoint.tsr" in files, published=published)
+        tokens = self.log.timestamps()
+        for size, (head, token) in tokens.items():
+            files[f"timestamps/{size}.checkpoint"], files[f"timestamps/{size}.tsr"] = head, token
+        cautions = cautions_of(activated, timestamped=bool(tokens), published=published)
         manifest = manifest_bytes(files)
         claim = Claim(
             plan=plan_digest,

@@ -335,12 +335,21 @@ class _Run:
         return f"{times[0]} to {times[-1]}"
 
     def e_time_01(self) -> str:
-        if "timestamps/checkpoint.tsr" not in self.bundle:
+        sizes = self.bundle.timestamps()
+        if not sizes:
             raise _Caution("none: the log's times are the publisher's word")
+        tree, found = tree_of_entries(self.leaves), []
+        for size in sizes:
+            note = self.bundle.read(f"timestamps/{size}.checkpoint")
+            head = Checkpoint.open(note.decode(), [self.publisher])
+            if head.size != size or size > tree.size or head.root != tree.root(size):
+                raise _Failed(f"the head of size {size} is not one of this log")
+            if self.timestamps is not None:
+                when = self.timestamps(self.bundle.read(f"timestamps/{size}.tsr"), note)
+                found.append(f"{size} entries by {when:%Y-%m-%dT%H:%M:%SZ}")
         if self.timestamps is None:
-            raise _Caution("there is one, and no root of its authority was given to check it by: --tsa-root")
-        when = self.timestamps(self.bundle.read("timestamps/checkpoint.tsr"), self.bundle.read("checkpoint"))
-        return f"{when:%Y-%m-%dT%H:%M:%SZ}"
+            raise _Caution(f"{len(sizes)}, and no root of their authority was given to check them by: --tsa-root")
+        return "; ".join(found)
 
     def e_state_01(self) -> str:
         for leaf in self.leaves[: self.places["scores"]]:
@@ -538,7 +547,7 @@ class _Run:
     def e_claim_04(self) -> str:
         activated = activation_of(self.leaves, self._committed())
         published = any("this key is published" in sentence for sentence in self.claim.statement)
-        cautions = cautions_of(activated, timestamped="timestamps/checkpoint.tsr" in self.bundle, published=published)
+        cautions = cautions_of(activated, timestamped=bool(self.bundle.timestamps()), published=published)
         words = claim_in_words(
             self.plan,
             self.scores,
