@@ -86,12 +86,18 @@ CHECKS: Final = tuple(
         ),
         _check(
             "E-LINK-01",
-            "Claim, opening, scores and plan name one another by digest, and the files that they are about",
+            "Claim, opening, scores and plan name one another by digest",
             "Statements of different studies were put together.",
             "E-SIGN-01",
             "E-SIGN-02",
             "E-SIGN-03",
             "E-SIGN-04",
+        ),
+        _check(
+            "E-LINK-02",
+            "Outputs, reference and controls are those that the scores are about",
+            "A file was put in the place of the one that was scored.",
+            "E-SIGN-03",
         ),
         _check(
             "E-LOG-01",
@@ -188,7 +194,7 @@ CHECKS: Final = tuple(
             "Each planned request is answered once, or the departure is said",
             "Answers were left out, added, or given to other prompts.",
             "E-PLAN-01",
-            "E-SIGN-03",
+            "E-LINK-02",
         ),
         _check(
             "E-PLAN-03",
@@ -211,7 +217,7 @@ CHECKS: Final = tuple(
             "The accounting of the outputs comes out again",
             "Records were dropped or counted otherwise.",
             "E-TOKEN-01",
-            "E-SIGN-03",
+            "E-LINK-02",
         ),
         _check(
             "E-REF-01",
@@ -240,12 +246,13 @@ CHECKS: Final = tuple(
             "The controls' p-values come out again, and show nothing",
             "A control is not what was claimed.",
             "E-SCORE-02",
+            "E-SIGN-01",
         ),
         _check(
             "E-CLAIM-03",
             "The key's rank among decoy keys agrees with the claim",
             "Keys that nobody served do as well as this one, or the rank was invented.",
-            "E-SCORE-02",
+            "E-CLAIM-01",
         ),
         _check(
             "E-CLAIM-04",

@@ -129,7 +129,8 @@ class Envelope:
         return envelope
 
     def verify(self, verifier: NoteVerifier) -> None:
-        """Check that *verifier*'s key signed the payload. Signatures of other keys are passed over.
+        """Check that *verifier*'s key signed the payload. Signatures of other keys are passed over;
+        a wrong one of this key is an error even beside a right one.
 
         Raises:
             VerificationError: it did not.
@@ -139,15 +140,17 @@ class Envelope:
 
         key = Ed25519PublicKey.from_public_bytes(verifier.public_key)
         signed = pae(self.payload)
+        verified = False
         for keyid, signature in self.signatures:
             if keyid != verifier.key_id.hex():
                 continue
             try:
                 key.verify(signature, signed)
             except InvalidSignature:
-                raise VerificationError(f"envelope: the signature of {verifier.name} is wrong") from None
-            return
-        raise VerificationError(f"envelope: not signed by {verifier.name}+{verifier.key_id.hex()}")
+                raise VerificationError(f"envelope: a signature of {verifier.name} is wrong") from None
+            verified = True
+        if not verified:
+            raise VerificationError(f"envelope: not signed by {verifier.name}+{verifier.key_id.hex()}")
 
 
 def sign_statement(statement: Statement, signers: Sequence[NoteSigner]) -> Envelope:

@@ -307,7 +307,6 @@ class Study:
         for size, (head, token) in tokens.items():
             files[f"timestamps/{size}.checkpoint"], files[f"timestamps/{size}.tsr"] = head, token
         cautions = cautions_of(activated, timestamped=bool(tokens), published=published)
-        manifest = manifest_bytes(files)
         claim = Claim(
             plan=plan_digest,
             scores=scores_digest,
@@ -330,9 +329,7 @@ class Study:
             ),
             time=now(),
         )
-        files[MANIFEST] = manifest
-        files[CLAIM] = sign_statement(statement_of(claim, {MANIFEST: sha256_hex(manifest)}), [signer]).to_bytes()
-        write_bundle(out, files)
+        self._bundle(out, files, claim, signer)
         return claim
 
     def signed(self, kind: str, verifier: NoteVerifier) -> tuple[Any, str]:
@@ -372,6 +369,13 @@ class Study:
         self.log.append(envelope_leaf(statement.kind, digest), signer)
         write_whole(self.folder / f"{statement.kind}.dsse.json", envelope.to_bytes(), what=f"the {statement.kind}")
         return digest
+
+    def _bundle(self, out: Path, files: dict[str, bytes], claim: Claim, signer: NoteSigner) -> None:
+        """Sign the claim over the manifest of the other files, and write them all."""
+        files[MANIFEST] = manifest_bytes(files)
+        statement = statement_of(claim, {MANIFEST: sha256_hex(files[MANIFEST])})
+        files[CLAIM] = sign_statement(statement, [signer]).to_bytes()
+        write_bundle(out, files)
 
     def _files(self) -> dict[str, bytes]:
         names = [

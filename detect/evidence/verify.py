@@ -265,23 +265,21 @@ class _Run:
             raise _Failed("the claim is of other statements")
         if self.scores.plan != plan or self.opening.scores != scores:
             raise _Failed("the scores are of another plan, or the opening of other scores")
-        about = {
-            "plan": {"prompts.jsonl"},
-            "scores": {
-                OUTPUTS,
-                *(name for name in self.bundle.sizes if name == "reference.npz" or name.startswith("controls/")),
-            },
-            "opening": set(),
-        }
-        for kind, names in about.items():
-            if set(self.subjects[kind]) != names:
-                raise _Failed(f"the {kind} is about other files than the bundle's")
-            for name, digest in self.subjects[kind].items():
-                if sha256_hex(self.bundle.read(name)) != digest:
-                    raise _Failed(f"{name} is not the one that the {kind} is about")
-        if self.scores.outputs.sha256 != self.subjects["scores"][OUTPUTS]:
-            raise _Failed("the scores' accounting is of other outputs")
+        if self.subjects["opening"]:
+            raise _Failed("the opening is about files")
         return "4 statements"
+
+    def e_link_02(self) -> str:
+        said = self.subjects["scores"]
+        scored = {
+            name for name in self.bundle.sizes if name in (OUTPUTS, "reference.npz") or name.startswith("controls/")
+        }
+        for name in sorted({*said, *scored}):
+            if name not in scored or said.get(name) != sha256_hex(self.bundle.read(name)):
+                raise _Failed(f"{printable(name)} is not the one that was scored")
+        if self.scores.outputs.sha256 != said[OUTPUTS]:
+            raise _Failed("the scores' accounting is of other outputs")
+        return f"{len(said)} files"
 
     def e_log_01(self) -> str:
         self.head = Checkpoint.open(self.bundle.read("checkpoint").decode(), [self.publisher])
@@ -424,7 +422,8 @@ class _Run:
         return f"{len(every)} of {params.fleet_lanes} lanes in all"
 
     def e_plan_01(self) -> str:
-        if sha256_hex(self.bundle.read("prompts.jsonl")) != self.plan.prompts.sha256:
+        digest = sha256_hex(self.bundle.read("prompts.jsonl"))
+        if digest != self.plan.prompts.sha256 or self.subjects["plan"] != {"prompts.jsonl": digest}:
             raise _Failed("prompts.jsonl is another")
         return f"{self.plan.prompts.count:,} prompts"
 
