@@ -129,8 +129,9 @@ class Envelope:
         return envelope
 
     def verify(self, verifier: NoteVerifier) -> None:
-        """Check that *verifier*'s key signed the payload. Signatures of other keys are passed over;
-        a wrong one of this key is an error even beside a right one.
+        """Check that *verifier*'s key signed the payload.
+
+        Signatures of other keys are passed over; a wrong one of this key is an error even beside a right one.
 
         Raises:
             VerificationError: it did not.
