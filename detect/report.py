@@ -5,14 +5,11 @@ The page carries a Content-Security-Policy that allows its one style sheet, by h
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module, metadata, resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +20,12 @@ from detect.corpus import Corpus
 from detect.count import CountTest
 from detect.demo import Demo, Suspect
 from detect.distillation import ModelResult
+from detect.html_page import MINUS, render, write_page
 from detect.inline_svg import DECOY, INK, STUDENT, TWIN, inline_svg
-from detect.result_tables import p_value
 from detect.verdict import DOES_NOT_SAY, Verdict
 from detect.warning import Warned
 from detect.weighted_test import WeightedTest
 from watermark import __version__
-from watermark.errors import MissingExtraError, UsageError, printable
 from watermark.prf import LANES
 
 if TYPE_CHECKING:
@@ -41,11 +37,6 @@ Zs = npt.NDArray[np.float64]
 
 #: One for each lane's seed and one for the accounts' (DESIGN 2).
 _COMMITMENTS = LANES + 1
-
-_MINUS = "\N{MINUS SIGN}"
-
-#: What is printed of a string that came from an input.
-_MAX_SHOWN = 2000
 
 #: Width and height of a plot in inches of 72 units: small, so that its letters stay legible on a telephone.
 _GROWTH_SIZE, _HISTOGRAM_SIZE = (5.6, 3.7), (5.0, 3.2)
@@ -128,57 +119,19 @@ def write_report(demo: Demo, out: Path) -> Path:
         UsageError: the file cannot be written there.
         TaggantError: the records do not add up.
     """
-    for library in ("jinja2", "matplotlib"):
-        try:
-            import_module(library)
-        except ImportError:
-            raise MissingExtraError(f"the report needs {library}: pip install 'taggant[report]'") from None
-    page = _page(demo).encode("utf-8")
-    path = out / "report.html"
-    partial = path.with_name(path.name + ".partial")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(page)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"{printable(path)}: the report cannot be written there ({error.strerror}). Name a folder that you can "
-            "write to"
-        ) from None
-    return path
+    return write_page(out / "report.html", lambda: _page(demo))
 
 
 def _page(demo: Demo) -> str:
     """Return the page."""
-    import jinja2
-    from markupsafe import Markup
-
     for corpus in (demo.teacher_corpus, demo.student.corpus, demo.clean_twin.corpus):
         corpus.accounting.check()
     stories = [
         _story("student", STUDENT, demo.student),
         _story("clean_twin", TWIN, demo.clean_twin),
     ]
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # Whatever is printed is made printable first, so that no string of a record can be forgotten.
-        finalize=lambda value: value if isinstance(value, Markup) else printable(value, _MAX_SHOWN),
-    )
-    environment.filters.update(
-        sha256=lambda text: base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode(),
-        typeset=_typeset,
-        log10=math.log10,
-        whole=lambda number: f"{number:,}",
-        fixed=lambda number, digits: f"{number:.{digits}f}".replace("-", _MINUS),
-    )
-    template = resources.files("detect").joinpath("report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return render(
+        resources.files("detect").joinpath("report.html.j2").read_text(encoding="utf-8"),
         demo=demo,
         marked=sum(document.verdict is Verdict.DEPENDS for document in demo.teacher.documents),
         stories=stories,
@@ -274,17 +227,6 @@ def _warned(demo: Demo) -> list[tuple[str, list[str]]]:
     return list(about.items())
 
 
-def _typeset(log10_p: float) -> Markup:
-    """Return a p-value, or a level, with its power of ten raised, rounded as in the terminal."""
-    from markupsafe import Markup
-
-    mantissa, raised, exponent = p_value(log10_p).partition("e-")
-    if not raised:
-        return Markup("{}").format(mantissa)
-    power = Markup("10<sup>{}{}</sup>").format(_MINUS, exponent)
-    return power if mantissa == "1.0" else Markup("{}&nbsp;&times;&nbsp;{}").format(mantissa, power)
-
-
 def _growth_svg(stories: Sequence[_Story]) -> Markup | None:
     """Plot -log10 p against tokens, or return None where no prefix was tested."""
     if not any(story.suspect.growth for story in stories):
@@ -315,7 +257,7 @@ def _growth_svg(stories: Sequence[_Story]) -> Markup | None:
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("tokens of the suspect")
-        axes.set_ylabel(f"{_MINUS}log₁₀ p")
+        axes.set_ylabel(f"{MINUS}log₁₀ p")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
 
     ends = "; ".join(
@@ -346,7 +288,7 @@ def _histogram_svg(story: _Story, stories: Sequence[_Story]) -> Markup:
         axes.vlines(real, 0, 0.9 * top, color=story.colour, linewidth=2)
         to_the_left = real > (low + high) / 2
         axes.annotate(
-            f"the real key: z = {real:.1f}".replace("-", _MINUS),
+            f"the real key: z = {real:.1f}".replace("-", MINUS),
             (real, 0.9 * top),
             (4 if to_the_left else -4, 4),
             textcoords="offset points",
