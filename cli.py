@@ -205,6 +205,15 @@ PublisherKeyOption = Annotated[
 OptionalPublisherKeyOption = Annotated[
     Path | None, typer.Option("--key", metavar="FILE", help="The publisher's private key.")
 ]
+PublisherOption = Annotated[
+    str,
+    typer.Option(
+        metavar="KEY_OR_FILE", help="The publisher's public key (NAME+ID+BASE64), from elsewhere than the bundle."
+    ),
+]
+TsaRootOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Roots of the timestamp's authority, PEM (extra timestamp).")
+]
 WorkOption = Annotated[Path, typer.Option("--work", metavar="DIR", help="The study's folder.")]
 NoteKeyOption = Annotated[
     Path | None, typer.Option("--key", metavar="FILE", help="Sign the log's head now, with this key.")
@@ -1448,17 +1457,10 @@ def evidence_create(
 @evidence.command("verify")
 def evidence_verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder, or an uncompressed tar.")],
-    publisher: Annotated[
-        str,
-        typer.Option(
-            metavar="KEY_OR_FILE", help="The publisher's public key (NAME+ID+BASE64), from elsewhere than the bundle."
-        ),
-    ],
+    publisher: PublisherOption,
     tokenizer: TokenizerOption = None,
     decoys: Annotated[int, typer.Option(min=1, max=10_000, help="Decoy keys.")] = 200,
-    tsa_root: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Roots of the timestamp's authority, PEM (extra timestamp).")
-    ] = None,
+    tsa_root: TsaRootOption = None,
     statement: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write what was found as a signed statement; wants --key.")
     ] = None,
@@ -1479,6 +1481,29 @@ def evidence_verify(
         _print_json(verification_json(verification))
     else:
         show(verification_table(verification))
+    raise typer.Exit(verification.exit_code)
+
+
+@evidence.command("report")
+def evidence_report(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder, or an uncompressed tar.")],
+    publisher: PublisherOption,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Gets report.html and claim-card.md.")],
+    tokenizer: TokenizerOption = None,
+    decoys: Annotated[int, typer.Option(min=1, max=10_000, help="Decoy keys.")] = 999,
+    tsa_root: TsaRootOption = None,
+) -> None:
+    """Recompute a claim as `verify` does, and write it as one HTML page and a claim card (extra report)."""
+    from detect.evidence.report import verdict_line, write_evidence_report
+    from detect.evidence.verify import open_and_verify
+    from detect.terminal import busy
+    from watermark.signed_note import NoteVerifier
+
+    with busy("recomputing the claim"):
+        verification = open_and_verify(bundle, publisher, tokenizer=tokenizer, decoys=decoys, tsa_root=tsa_root)
+        command = f"taggant evidence verify {bundle.name} --publisher '{NoteVerifier.load(publisher)}'"
+        page, card = write_evidence_report(verification, out, command=command)
+    typer.echo(f"{verdict_line(verification)}\n{page}\n{card}")
     raise typer.Exit(verification.exit_code)
 
 

@@ -49,6 +49,18 @@ class Evidence:
     weights: Mapping[str, Weights]
     """By test; the count's are 1 (2^32 units) a pair."""
     reference: Reference | None = field(repr=False)
+    params: Params
+    policy: PromptPolicy
+
+    def first(self, responses: int) -> Evidence:
+        """Return the evidence of the first so many responses, as if no more had been collected."""
+        return _weigh(
+            self.corpus.first(responses),
+            params=self.params,
+            tests=tuple(self.weights),
+            policy=self.policy,
+            reference=None if self.reference is None else self.reference.first(responses),
+        )
 
 
 def evidence_of(
@@ -72,17 +84,7 @@ def evidence_of(
     corpus = read_corpus(
         reader, tokenizer, window=params.window, retokenize=True, every_prompt=policy is PromptPolicy.MARKED
     )
-    tally = tally_of(
-        corpus.responses,
-        window=params.window,
-        special_ids=params.special_ids,
-        prompts=corpus.prompts,
-        echoes=corpus.echoes,
-        policy=policy,
-        reference=reference,
-    )
-    weights = {test: (SCORE if test == COUNT else FAMILY[test]).weigh(tally, reference) for test in tests}
-    return Evidence(corpus=corpus, tally=tally, weights=weights, reference=reference)
+    return _weigh(corpus, params=params, tests=tests, policy=policy, reference=reference)
 
 
 def lane_scores(evidence: Evidence, mark: Mark, tested: npt.NDArray[np.bool_]) -> tuple[LaneScore, ...]:
@@ -183,6 +185,22 @@ def public_tests(
         decoy_z=(sums - gamma * float(first.sum())) / UNIT / sd,
         z=(own - gamma * float(first.sum())) / UNIT / sd,
     )
+
+
+def _weigh(
+    corpus: Corpus, *, params: Params, tests: Sequence[str], policy: PromptPolicy, reference: Reference | None
+) -> Evidence:
+    tally = tally_of(
+        corpus.responses,
+        window=params.window,
+        special_ids=params.special_ids,
+        prompts=corpus.prompts,
+        echoes=corpus.echoes,
+        policy=policy,
+        reference=reference,
+    )
+    weights = {test: (SCORE if test == COUNT else FAMILY[test]).weigh(tally, reference) for test in tests}
+    return Evidence(corpus=corpus, tally=tally, weights=weights, reference=reference, params=params, policy=policy)
 
 
 def _effect(evidence: Evidence, mark: OpenedLanes, green: npt.NDArray[np.bool_]) -> EffectSize | None:

@@ -40,11 +40,7 @@ def verification_table(verification: Verification) -> RenderableType:
 
 
 def _closing(verification: Verification) -> list[str]:
-    passed = sum(result.status is Status.PASSED for result in verification.results)
-    head = (
-        f"{passed} of {len(verification.results)} checks passed, {len(verification.failed)} failed, "
-        f"{len(verification.cautions)} cautions"
-    )
+    head = verification.summary
     if verification.failed:
         return [head, "The bundle does not bear its claim out."]
     if verification.claim is None:

@@ -84,6 +84,12 @@ class Verification:
     claim: Claim | None
     found: PublicTests | None
     """Of the opened lanes, as they were reckoned again."""
+    evidence: Evidence | None
+    """The outputs, tokenised and weighed again."""
+    mark: OpenedLanes | None
+    """The opened lanes, whose seeds fit what was committed to."""
+    head: Checkpoint | None
+    """The log's signed head."""
     manifest: str | None
     """Digest of MANIFEST.json."""
     unable: str | None
@@ -98,6 +104,16 @@ class Verification:
     def cautions(self) -> tuple[CheckResult, ...]:
         """The cautions."""
         return tuple(result for result in self.results if result.status is Status.CAUTION)
+
+    @property
+    def summary(self) -> str:
+        """How many checks passed and failed."""
+        passed = sum(result.status is Status.PASSED for result in self.results)
+        cautions = len(self.cautions)
+        return (
+            f"{passed} of {len(self.results)} checks passed, {len(self.failed)} failed, "
+            f"{cautions} caution{'' if cautions == 1 else 's'}"
+        )
 
     @property
     def exit_code(self) -> int:
@@ -141,6 +157,9 @@ def verify_bundle(
         opening=getattr(run, "opening", None),
         claim=getattr(run, "claim", None),
         found=getattr(run, "found", None),
+        evidence=getattr(run, "evidence", None),
+        mark=getattr(run, "mark", None),
+        head=getattr(run, "head", None),
         manifest=getattr(run, "manifest", None),
         unable=run.unable,
     )

@@ -48,7 +48,8 @@ def claim_in_words(
         finding,
         f"If the outputs were independent of the key, {lanes} lanes chosen as these were would show as much, by the "
         f"tests listed beforehand ({tests}), with a probability of at most 10^{log10_p}; that is "
-        f"corrected for {len(plan.tests)} tests and for {roots} published keys, and holds whatever the text says.",
+        f"corrected for {_number(len(plan.tests), 'test')} and for {_number(roots, 'published key')}, and holds "
+        "whatever the text says.",
         "It does not say who trained on what, when, or with what intent, and it is no measure of how much.",
         "For 'trained on our answers' it must also be true " + "; ".join(ELSE_MUST_BE_TRUE) + ".",
         _ALTERNATIVES,
@@ -63,3 +64,7 @@ def claim_in_words(
     sentences.append("Deviations from the plan: " + ("; ".join(deviations) if deviations else "none") + ".")
     sentences.extend(f"Not shown: {caution}." for caution in cautions)
     return tuple(sentences)
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
