@@ -614,6 +614,59 @@ def detect_text(
         raise typer.Exit(exit_code)
 
 
+@detect.command("show")
+def detect_show(
+    inputs: Inputs,
+    keyring: KeyringOption = None,
+    scope: ScopeOption = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page instead of colours (extra report).")
+    ] = None,
+    first: Annotated[int, typer.Option(min=1, help="Texts shown, from the first on.")] = 10,
+    tokenizer: TokenizerOption = None,
+    prompts: PromptsOption = Prompts.own,
+    max_malformed: MaxMalformedOption = 0,
+    retokenize: RetokenizeOption = False,
+    prompt_field: PromptFieldOption = "prompt",
+    response_field: ResponseFieldOption = "response",
+    text_field: TextFieldOption = "text",
+    messages_field: MessagesFieldOption = "messages",
+    ids_field: IdsFieldOption = "token_ids",
+) -> None:
+    """Show texts with their green tokens in colour, to the key's owner. It is a view and no test."""
+    from detect.colours import colour_texts, text_of_colours, write_colours
+    from detect.mark import GreenListMark
+    from detect.records import Fields
+    from detect.tally import PromptPolicy
+    from detect.terminal import show
+    from watermark.errors import UsageError
+
+    marks = _marks(keyring, scope, None)
+    key = marks[0][0] if len(marks) == 1 else None
+    if not isinstance(key, GreenListMark):
+        raise UsageError(f"detect show colours by one key, and {len(marks)} were given: name one scope with --scope")
+    chosen = _tokenizer_of(tokenizer, [key])
+    fields = Fields(
+        prompt=prompt_field, response=response_field, text=text_field, messages=messages_field, token_ids=ids_field
+    )
+    corpus = _corpus(
+        inputs,
+        chosen,
+        key.window,
+        retokenize=retokenize,
+        max_malformed=max_malformed,
+        fields=fields,
+        every_prompt=False,
+    )
+    texts = colour_texts(corpus.first(first), key, chosen, policy=PromptPolicy(prompts.value))
+    if html is None:
+        show(text_of_colours(texts))
+    else:
+        typer.echo(write_colours(texts, html, scope=key.scope.name))
+    if len(corpus.responses) > first:
+        typer.echo(f"{first} of {len(corpus.responses):,} texts; --first N shows more", err=True)
+
+
 @detect.command("model")
 def detect_model(
     inputs: Inputs,

@@ -113,8 +113,8 @@ CHECKS: Final = tuple(
         ),
         _check(
             "E-LOG-03",
-            "The proofs of inclusion lead to the signed head",
-            "A proof is not of this entry or not of this log.",
+            "The paths of inclusion lead to the signed head",
+            "A path is not of this entry or not of this log.",
             "E-LOG-02",
         ),
         _check(

@@ -316,7 +316,7 @@ class _Run:
             proof = LogProof.parse(self.bundle.read(name).decode())
             if proof.verify([self.publisher]) != self.head or proof.leaf != self.leaves[proof.index].data:
                 raise _Failed(f"{name}: of another head or another entry")
-        return f"{len(names)} proofs"
+        return f"{len(names)} paths"
 
     def e_order_01(self) -> str:
         places = {"commitment": self._committed().index}
@@ -377,7 +377,7 @@ class _Run:
     def e_activate_01(self) -> str:
         activated = activation_of(self.leaves, self._committed())
         if ("activation.tlog-proof" in self.bundle) != (activated is not None):
-            raise _Failed("the bundle's proof of the activation and the log don't agree")
+            raise _Failed("the bundle's path to the activation and the log don't agree")
         if activated is None:
             raise _Caution("none: whoever made the key may have tried keys until one fitted")
         source = activated.value["source"]
