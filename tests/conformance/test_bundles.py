@@ -448,3 +448,11 @@ def test_another_publisher_fails_every_signature(good: Made, tmp_path: Path) -> 
 @pytest.mark.parametrize("publisher", ["nobody", "", "a+00000000+AAAA"])
 def test_without_a_publisher_nothing_is_checked(publisher: str, good: Made) -> None:
     assert run(good.path, publisher) == (6, {})
+
+
+def test_the_golden_bundle_verifies() -> None:
+    examples = Path(__file__).parents[2] / "examples"
+    code, checks = run(examples / "bundle", examples / "publisher.pub")
+    assert code == 0
+    assert {id for id, status in checks.items() if status != "pass"} == {"E-TIME-01", "E-ACTIVATE-01", "E-CLAIM-04"}
+    assert set(checks.values()) == {"pass", "caution"}
