@@ -50,8 +50,11 @@ COMMANDS = (
     "keys create",
     "keys show",
     "keys add",
+    "keys commit",
     "keys activate",
+    "keys timestamp",
     "keys retire",
+    "keys compromise",
     "keys derive",
     "keys ingress",
     "accounts",
@@ -60,6 +63,7 @@ COMMANDS = (
     "generate",
     "detect",
     "detect text",
+    "detect show",
     "detect model",
     "calibrate",
     "detect weights",
@@ -74,6 +78,13 @@ COMMANDS = (
     "ledger prove",
     "ledger verify",
     "ledger export",
+    "evidence",
+    "evidence plan",
+    "evidence score",
+    "evidence open",
+    "evidence create",
+    "evidence verify",
+    "evidence report",
 )
 
 ANSWER = "Because molecules of the air scatter the short waves of sunlight much more than they do the long ones."

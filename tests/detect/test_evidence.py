@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -283,3 +284,17 @@ def test_the_report_says_so_when_a_bundle_does_not_bear_its_claim_out(tmp_path: 
     assert "is not borne out by its bundle" in card
     assert "500" not in card.split("Failed checks")[0]
     assert found.failed[0].status is Status.FAILED
+
+
+def test_the_table_of_checks_is_that_of_the_documentation() -> None:
+    rows = [f"| {check.id} | {check.title} | {check.failure} |" for check in CHECKS]
+    table = "\n".join(["| check | what | if it fails |", "|---|---|---|", *rows])
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "verify-evidence.md"
+    text = page.read_text(encoding="utf-8")
+    start, end = text.index("<!-- checks -->"), text.index("## Without our software")
+    found = text[start:end]
+    expected = f"<!-- checks -->\n\n{table}\n\n"
+    if os.environ.get("TAGGANT_WRITE_DOCS"):
+        page.write_text(text.replace(found, expected), encoding="utf-8")
+        return
+    assert found == expected
