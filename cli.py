@@ -701,6 +701,12 @@ def detect_model(
             "their start.",
         ),
     ] = None,
+    served_accounts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="With --served: count the windows that were first served to one of these accounts."
+        ),
+    ] = None,
     prompts: PromptsOption = Prompts.own,
     decoys: Annotated[int, typer.Option(min=0, help="Decoy keys.")] = 999,
     decoy_seed: Annotated[int, typer.Option(min=0, help="From which they are drawn.")] = 0,
@@ -778,10 +784,14 @@ def detect_model(
         ]
     supervised: list[SupervisedTest | None] = [None] * len(marks)
     if served is not None:
+        from detect.registry import Registry
         from detect.supervised import detect_served
 
         answers = _corpus([served], chosen, 0, fields=fields)
-        supervised = [detect_served(corpus, key, answers, reference=used, policy=policy) for key, _ in marks]
+        of = None if served_accounts is None else Registry.load(served_accounts).accounts
+        supervised = [
+            detect_served(corpus, key, answers, reference=used, policy=policy, accounts=of) for key, _ in marks
+        ]
     told = [
         (result, warnings_of_model(result, warnings_of(corpus, key, published=published)))
         for result, (key, published) in zip(results, marks, strict=True)
@@ -818,6 +828,126 @@ def detect_model(
                 show(supervised_table(tested))
         show(does_not_say())
     if exit_code is not None and any(result.verdict is Verdict.DEPENDS for result in results):
+        raise typer.Exit(exit_code)
+
+
+@detect.command("accounts")
+def detect_accounts(
+    inputs: Inputs,
+    keyring: KeyringOption = None,
+    scope: ScopeOption = None,
+    accounts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="All accounts registered, one id a line, or the ingress's file of callers."),
+    ] = None,
+    each: Annotated[bool, typer.Option("--each", help="Attribute each document by itself.")] = False,
+    cohorts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Clusters of accounts (CSV: account,cluster): which of them fed a student?"),
+    ] = None,
+    share: Annotated[
+        float | None,
+        typer.Option(help="Part of the marked answers that one cluster may have supplied. [default: 1 / clusters]"),
+    ] = None,
+    reference: ReferenceOption = None,
+    reference_model: ReferenceModelOption = None,
+    first: Annotated[int, typer.Option(min=0, help="Accounts shown beside those that were found.")] = 5,
+    tokenizer: TokenizerOption = None,
+    prompts: PromptsOption = Prompts.own,
+    level: LevelOption = 1e-6,
+    max_malformed: MaxMalformedOption = 0,
+    retokenize: RetokenizeOption = False,
+    prompt_field: PromptFieldOption = "prompt",
+    response_field: ResponseFieldOption = "response",
+    text_field: TextFieldOption = "text",
+    messages_field: MessagesFieldOption = "messages",
+    ids_field: IdsFieldOption = "token_ids",
+    exit_code: ExitCodeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Whose answers a text is made of; with --cohorts, which cluster of accounts a student learned from."""
+    from detect.account_tables import attribution_json, attribution_tables, cohorts_json, cohorts_tables
+    from detect.attribution import attribute
+    from detect.cohorts import detect_cohorts
+    from detect.mark import GreenListMark
+    from detect.records import Fields
+    from detect.reference_choice import ReferenceChoice
+    from detect.registry import Cohorts, Registry
+    from detect.tally import PromptPolicy
+    from detect.terminal import progress, show
+    from detect.warning import warnings_of
+    from watermark.errors import UsageError
+
+    if (accounts is None) == (cohorts is None):
+        raise UsageError("give --accounts FILE for whose answers a text is, or --cohorts FILE for who fed a student")
+    if cohorts is None and (reference or reference_model or share is not None):
+        raise UsageError("--reference, --reference-model and --share go with --cohorts")
+    if cohorts is not None and (each or not (reference or reference_model)):
+        raise UsageError("--cohorts takes the outputs together, and wants --reference or --reference-model")
+    marks = _marks(keyring, scope, None)
+    key = marks[0][0] if len(marks) == 1 else None
+    if not isinstance(key, GreenListMark):
+        raise UsageError(f"detect accounts takes one key, and {len(marks)} were given: name one scope with --scope")
+    chosen = _tokenizer_of(tokenizer, [key])
+    fields = Fields(
+        prompt=prompt_field, response=response_field, text=text_field, messages=messages_field, token_ids=ids_field
+    )
+    corpus = _corpus(
+        inputs,
+        chosen,
+        key.window,
+        retokenize=retokenize,
+        max_malformed=max_malformed,
+        fields=fields,
+        every_prompt=prompts is Prompts.marked,
+    )
+    warned = warnings_of(corpus, key, published=marks[0][1])
+    policy = PromptPolicy(prompts.value)
+    if cohorts is not None:
+        choice = ReferenceChoice(files=tuple(reference or ()), models=tuple(reference_model or ()), save=None, top=32)
+        used = _reference(choice, corpus, chosen, key.window, fields, fingerprints=frozenset({key.fingerprint}))
+        if used is None:
+            raise UsageError("--cohorts wants --reference or --reference-model")
+        clusters = Cohorts.load(cohorts)
+        with progress("accounts", sum(map(len, clusters.clusters.values()))) as advance:
+            result = detect_cohorts(
+                corpus,
+                key.scope,
+                clusters.clusters,
+                reference=used.reference,
+                level=level,
+                share=share,
+                policy=policy,
+                on_accounts=advance,
+            )
+        found = any(each.found for each in result.findings)
+        if json:
+            _print_json(cohorts_json(result, corpus, warned, cohorts=clusters.sha256, tokenizer=chosen.digest()))
+        else:
+            show(cohorts_tables(result, corpus, warned))
+    elif accounts is not None:
+        registry = Registry.load(accounts)
+        with progress("accounts", len(registry.accounts)) as advance:
+            texts = attribute(
+                corpus,
+                key.scope,
+                registry.accounts,
+                each=each,
+                level=level,
+                shown=first,
+                policy=policy,
+                on_accounts=advance,
+            )
+        found = any(text.found for text in texts)
+        if json:
+            _print_json(
+                attribution_json(
+                    texts, corpus, warned, level=level, registry=registry.sha256, tokenizer=chosen.digest()
+                )
+            )
+        else:
+            show(attribution_tables(texts, corpus, warned, level=level))
+    if exit_code is not None and found:
         raise typer.Exit(exit_code)
 
 

@@ -43,6 +43,8 @@ class Corpus:
     """For each text, which of its ids repeat a prompt (`detect.echo`)."""
     fingerprints: frozenset[str] = field(default_factory=frozenset)
     """Scope fingerprints that records name."""
+    accounts: tuple[str | None, ...] = ()
+    """For each document, to whom it was served, where the record says so."""
 
     @property
     def tokens(self) -> int:
@@ -94,6 +96,7 @@ def read_corpus(
     owners: list[int] = []
     sources: list[str] = []
     fingerprints: set[str] = set()
+    accounts: list[str | None] = []
     without_prompt = from_ids = 0
     cache: dict[str, Ids] = {}
     for document in progress(reader):
@@ -121,6 +124,7 @@ def read_corpus(
             prompt_texts.append(earlier)
             owners.append(len(sources))
         sources.append(document.source)
+        accounts.append(document.account)
     echoes = Echoes(tokenizer)
     everywhere = echoes.passages({piece for earlier in prompt_texts for piece in earlier}) if every_prompt else None
     return Corpus(
@@ -138,6 +142,7 @@ def read_corpus(
         without_prompt=without_prompt,
         from_ids=from_ids,
         fingerprints=frozenset(fingerprints),
+        accounts=tuple(accounts),
     )
 
 

@@ -57,6 +57,8 @@ class Document:
     """Empty for a conversation in which no model answers."""
     fingerprint: str | None
     """The fingerprint of the scope that a server recorded."""
+    account: str | None
+    """To whom it was served, as a ledger's export says."""
     tokenizer: str | None
     """The digest of the tokenizer that a server recorded."""
 
@@ -277,7 +279,10 @@ class Reader:
         recorded = [
             None if record.get(key) is None else text_of(record[key], key) for key in ("fingerprint", "tokenizer")
         ]
-        return Document(source=source, texts=texts, fingerprint=recorded[0], tokenizer=recorded[1])
+        # A field of this name in anybody's records may be anything.
+        named = record.get("account")
+        account = named if isinstance(named, str) else None
+        return Document(source=source, texts=texts, fingerprint=recorded[0], account=account, tokenizer=recorded[1])
 
     def _conversation(self, messages: object, where: str, before: tuple[str, ...]) -> tuple[Text, ...]:
         """Return each text that the model said, with the texts before it as its prompts."""
@@ -312,7 +317,7 @@ def _of_text(name: str, text: str) -> Document:
     if "\0" in text:
         raise InputError(f"expected text, found a NUL at character {text.index(chr(0))}: is it UTF-16, or binary?")
     texts = (Text(response=text, token_ids=None, prompts=None, role="text"),)
-    return Document(source=name, texts=texts, fingerprint=None, tokenizer=None)
+    return Document(source=name, texts=texts, fingerprint=None, account=None, tokenizer=None)
 
 
 def _ids(value: object, where: str) -> npt.NDArray[np.uint32]:

@@ -31,6 +31,7 @@ __all__ = [
     "calibration_json",
     "demo_json",
     "dumps",
+    "inputs_json",
     "model_json",
     "models_json",
     "study_json",
@@ -50,7 +51,8 @@ def _head(command: str) -> JsonObject:
     return {"schema": f"taggant/{command}/1", "version": __version__}
 
 
-def _inputs(corpus: Corpus) -> JsonObject:
+def inputs_json(corpus: Corpus) -> JsonObject:
+    """Return the inputs' digests and where every record went."""
     return {
         "inputs": corpus.digests,
         "accounting": corpus.accounting.to_json(),
@@ -90,7 +92,7 @@ def model_json(
             "never_served": {"name": supervised.never_served.name, **_test_json(supervised.never_served)},
         },
         "tokenizer": tokenizer,
-        **_inputs(corpus),
+        **inputs_json(corpus),
         "warnings": [warning.value for warning in warned],
         "does_not_say": DOES_NOT_SAY,
     }
@@ -119,7 +121,7 @@ def weights_json(result: OpenWeightResult, corpus: Corpus, warned: Sequence[Warn
         "verdict": result.verdict.value,
         "test": {"name": result.test.name, **test},
         "tokenizer": tokenizer,
-        **_inputs(corpus),
+        **inputs_json(corpus),
         "warnings": [warning.value for warning in warned],
         "does_not_say": DOES_NOT_SAY,
     }
@@ -147,7 +149,7 @@ def text_json(result: TextResult, corpus: Corpus, warned: Sequence[Warned], *, t
         "documents": documents,
         "pooled": pooled,
         "tokenizer": tokenizer,
-        **_inputs(corpus),
+        **inputs_json(corpus),
         "warnings": [warning.value for warning in warned],
     }
 
@@ -160,7 +162,7 @@ def calibration_json(result: CalibrationResult, corpus: Corpus, *, tokenizer: st
         test: [{**asdict(rate), "rate": rate.rate, "within": rate.within} for rate in rates]
         for test, rates in result.rates.items()
     }
-    return {**_head("calibrate"), **fields, "tokenizer": tokenizer, **_inputs(corpus)}
+    return {**_head("calibrate"), **fields, "tokenizer": tokenizer, **inputs_json(corpus)}
 
 
 def demo_json(demo: Demo) -> JsonObject:

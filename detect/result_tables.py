@@ -26,13 +26,16 @@ from detect.weighted_test import WeightedTest
 from watermark.errors import printable
 
 __all__ = [
+    "accounting_text",
     "calibration_table",
     "demo_story",
     "does_not_say",
+    "grid",
     "model_tables",
     "sequential_table",
     "supervised_table",
     "text_tables",
+    "warning_lines",
     "weights_tables",
 ]
 
@@ -61,14 +64,16 @@ def p_value(log10_p: float) -> str:
     return f"{digits * 10.0 ** (exponent - 1):.{1 - exponent}f}"
 
 
-def _grid(*headings: str) -> Table:
+def grid(*headings: str) -> Table:
+    """Return a table of a result: the first column to the left, the others to the right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=number > 0)
     return table
 
 
-def _accounting(accounting: Accounting) -> Text:
+def accounting_text(accounting: Accounting) -> Text:
+    """Return where every record went."""
     excluded = sum(accounting.excluded.values())
     parts = [f"{accounting.read:,} records read: {accounting.scored:,} scored"]
     parts.append(f"{excluded:,} excluded")
@@ -82,7 +87,8 @@ def _accounting(accounting: Accounting) -> Text:
     return Text("\n".join(lines))
 
 
-def _warnings(warned: Iterable[Warned]) -> list[RenderableType]:
+def warning_lines(warned: Iterable[Warned]) -> list[RenderableType]:
+    """Return what stands beside a result."""
     return [Text(f"note: {warning.value}", style="yellow") for warning in warned]
 
 
@@ -94,7 +100,7 @@ def model_tables(
     result: ModelResult, corpus: Corpus, warned: Sequence[Warned], candidates: Sequence[Candidate] = ()
 ) -> RenderableType:
     """Return the result of one scope: the tests, the effect and the verdict. `does_not_say` goes below."""
-    table = _grid("test", "pairs", "green share", "expected", "z", "p", "decoy rank")
+    table = grid("test", "pairs", "green share", "expected", "z", "p", "decoy rank")
     for test in result.tests:
         counted = isinstance(test, CountTest) and result.gamma_256 is not None
         table.add_row(
@@ -145,12 +151,12 @@ def model_tables(
         f": p {'=' if exact else '<='} {p_value(result.log10_p_holm)} ({result.main_test} {tests}{corrected}; "
         f"level {result.level:g})",
     )
-    return Group(*lines, verdict, _accounting(corpus.accounting), *_warnings(warned))
+    return Group(*lines, verdict, accounting_text(corpus.accounting), *warning_lines(warned))
 
 
 def sequential_table(result: SequentialResult) -> RenderableType:
     """Return the looks of an e-process."""
-    table = _grid("look", "tokens", "lanes opened", "pairs", "log10 e", "anytime p")
+    table = grid("look", "tokens", "lanes opened", "pairs", "log10 e", "anytime p")
     for look in result.looks:
         table.add_row(
             str(look.number),
@@ -170,14 +176,15 @@ def sequential_table(result: SequentialResult) -> RenderableType:
 
 def supervised_table(result: SupervisedTest) -> RenderableType:
     """Return the test of the windows served, and its control."""
-    table = _grid("windows", "number", "pairs", "z", "p")
+    table = grid("windows", "number", "pairs", "z", "p")
     served = result.windows_served
     z = result.statistic / result.sd if result.sd else 0.0
-    table.add_row("served", f"{served:,}", f"{result.pairs:,}", f"{z:.1f}", "<= " + p_value(result.log10_p))
+    name = "served" if result.accounts is None else "first served to them"
+    table.add_row(name, f"{served:,}", f"{result.pairs:,}", f"{z:.1f}", "<= " + p_value(result.log10_p))
     control = result.never_served
     table.add_row(
         "never served",
-        f"{result.windows - served:,}",
+        f"{result.windows_never:,}",
         f"{control.pairs:,}",
         f"{control.z:.1f}",
         "<= " + p_value(control.log10_p),
@@ -185,6 +192,7 @@ def supervised_table(result: SupervisedTest) -> RenderableType:
     return Group(
         Text(
             f"\nsupervised by {result.served_responses:,} served answers, in the order of first visit ({result.name})"
+            + ("" if result.accounts is None else f"; of {result.accounts:,} accounts")
         ),
         table,
     )
@@ -193,7 +201,7 @@ def supervised_table(result: SupervisedTest) -> RenderableType:
 def weights_tables(result: OpenWeightResult, corpus: Corpus, warned: Sequence[Warned]) -> RenderableType:
     """Return the result of one key on a model whose weights are at hand. `does_not_say` goes below."""
     test = result.test
-    table = _grid("test", "pairs", "z", "p", "decoy rank")
+    table = grid("test", "pairs", "z", "p", "decoy rank")
     table.add_row(
         test.name,
         f"{test.pairs:,}",
@@ -221,7 +229,7 @@ def weights_tables(result: OpenWeightResult, corpus: Corpus, warned: Sequence[Wa
         (f"{result.verdict.value}", _STYLES[result.verdict]),
         f": p <= {p_value(result.log10_p_holm)} ({test.name} test{corrected}; level {result.level:g})",
     )
-    return Group(*lines, verdict, _accounting(corpus.accounting), *_warnings(warned))
+    return Group(*lines, verdict, accounting_text(corpus.accounting), *warning_lines(warned))
 
 
 def does_not_say() -> RenderableType:
@@ -233,7 +241,7 @@ def text_tables(result: TextResult, corpus: Corpus, warned: Sequence[Warned]) ->
     """Return the documents (the most significant of many) and the pooled test."""
     green = result.gamma_256 is not None
     holm = f"p, Holm over {len(result.documents):,}"
-    table = _grid("document", "pairs", *(("green", "share") if green else ("mean score",)), "p", holm, "verdict")
+    table = grid("document", "pairs", *(("green", "share") if green else ("mean score",)), "p", holm, "verdict")
     listed = sorted(result.documents, key=lambda document: document.log10_p)[:_LISTED]
     if len(result.documents) <= _LISTED:
         listed = result.documents
@@ -273,8 +281,8 @@ def text_tables(result: TextResult, corpus: Corpus, warned: Sequence[Warned]) ->
         ),
         Text(f"{result.left_out_prompt:,} positions left out for standing in a prompt ({result.prompt_policy})"),
         *(Text(f"caution: {caution}", style="yellow") for caution in result.cautions),
-        _accounting(corpus.accounting),
-        *_warnings(warned),
+        accounting_text(corpus.accounting),
+        *warning_lines(warned),
     )
 
 
@@ -294,7 +302,7 @@ def _pooled(result: TextResult) -> str:
 
 def calibration_table(result: CalibrationResult, corpus: Corpus) -> RenderableType:
     """Return the false-positive rates beside the nominal ones."""
-    table = _grid("test", *(f"p <= {rate.level:g}" for rate in next(iter(result.rates.values()))), "sd of z")
+    table = grid("test", *(f"p <= {rate.level:g}" for rate in next(iter(result.rates.values()))), "sd of z")
     for test, rates in result.rates.items():
         cells = [
             Text(f"{rate.rate:.4f}{' ' if rate.within else '*'}", style="" if rate.within else "bold red")
@@ -308,7 +316,7 @@ def calibration_table(result: CalibrationResult, corpus: Corpus) -> RenderableTy
         ),
         table,
         Text("* above nominal beyond its 95% interval", style="dim"),
-        _accounting(corpus.accounting),
+        accounting_text(corpus.accounting),
     )
 
 

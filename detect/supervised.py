@@ -21,6 +21,12 @@ and the reference, which F_i holds; so for each fixed tilt the product of the be
 window in this order, is a martingale, and so is the mixture, whose tilts were fixed by the suspect's text alone.
 Ville: it ever reaches 1 / alpha with probability at most alpha, wherever the ledger ends. p = min(1, 1 / max e).
 
+**For some accounts.** The windows whose *first* visit in the whole ledger was an answer to one of a set of accounts:
+that a visit is the first and whose it is lies in F_i, so that betting on these windows alone is as valid. It is the
+trace of what these accounts were shown first; that nobody else was served the window later may not be asked for, since
+that depends on later answers and so on the bits. The set must have been fixed without the suspect's outputs under the
+key.
+
 Weights may not depend on how often a window was served in the end, nor on which tokens followed it.
 
 **Control.** The windows never visited have, given the whole ledger, bits that are still independent draws: the plain
@@ -35,7 +41,7 @@ A small p says that the outputs depend on the key. It does not say who trained o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,12 +73,17 @@ class SupervisedTest:
     name: str
     """Of the weighting."""
     served_responses: int
+    """In the ledger, to whomever."""
+    accounts: int | None
+    """Accounts whose first visits count; None for everybody's."""
     windows: int
     """Distinct windows of the suspect's tested pairs."""
     windows_served: int
-    """Those of them that were served."""
+    """Those of them that were served, first to an account that counts."""
+    windows_never: int
+    """Those of them that nobody was served."""
     pairs: int
-    """Pairs with a weight in those."""
+    """Pairs with a weight in windows_served."""
     statistic: float
     """S over the windows served, in tokens times the score's unit."""
     sd: float
@@ -87,14 +98,17 @@ class SupervisedTest:
 
 def served_order(
     served: Sequence[Ids], *, window: int, special_ids: Sequence[int], tally: Tally
-) -> npt.NDArray[np.int64]:
-    """Return the windows of *tally* that served answers visit, in the order of their first visit: indices, (k,).
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the windows of *tally* that served answers visit, in the order of their first visit, and by which answer.
 
     Args:
         served: ids of each answer, in the order of the answers' start.
         window: ids in a window.
         special_ids: sorted ids that are never inside a window.
         tally: of the suspect's text.
+
+    Returns:
+        Indices of windows, and of the answers that visited them first: (k,) each.
 
     Raises:
         UsageError: *window* is not the tally's.
@@ -109,7 +123,8 @@ def served_order(
     special = np.array(special_ids, dtype=np.uint32)
     waiting = len(numbers)
     order: list[int] = []
-    for ids in served:
+    visitors: list[int] = []
+    for visitor, ids in enumerate(served):
         if not waiting:
             break
         if len(ids) < window:
@@ -121,11 +136,20 @@ def served_order(
             number = numbers.pop(text[at : at + size], -1)
             if number >= 0:
                 order.append(number)
+                visitors.append(visitor)
                 waiting -= 1
-    return np.array(order, dtype=np.int64)
+    return np.array(order, dtype=np.int64), np.array(visitors, dtype=np.int64)
 
 
-def supervised_test(weights: Weights, *, mark: Mark, tally: Tally, served: Sequence[Ids]) -> SupervisedTest:
+def supervised_test(
+    weights: Weights,
+    *,
+    mark: Mark,
+    tally: Tally,
+    served: Sequence[Ids],
+    counted: npt.NDArray[np.bool_] | None = None,
+    accounts: int | None = None,
+) -> SupervisedTest:
     """Test the windows that *served* answers contain. Null, proof and assumptions are in the module's docstring.
 
     Args:
@@ -133,6 +157,8 @@ def supervised_test(weights: Weights, *, mark: Mark, tally: Tally, served: Seque
         mark: whose key it is.
         tally: of the suspect's text.
         served: ids of each answer marked with this key, in the order of the answers' start.
+        counted: which answers' first visits count, bool (len(served),); by default all.
+        accounts: how many accounts that is.
 
     Raises:
         TypeError: *weights* is an array.
@@ -152,7 +178,8 @@ def supervised_test(weights: Weights, *, mark: Mark, tally: Tally, served: Seque
             "use the test without the ledger"
         )
     weights = weights.within(mark.tested(tally))
-    order = served_order(served, window=mark.window, special_ids=mark.special_ids, tally=tally)
+    visited, visitor = served_order(served, window=mark.window, special_ids=mark.special_ids, tally=tally)
+    order = visited if counted is None else visited[counted[visitor]]
     rank = np.full(len(tally.windows), -1, dtype=np.int64)
     rank[order] = np.arange(len(order))
     pair_rank = rank[tally.pair_window]
@@ -166,12 +193,16 @@ def supervised_test(weights: Weights, *, mark: Mark, tally: Tally, served: Seque
     bets = log_bets_by_group(scale * a, excess, mark.law, mixture.tilts, group=pair_rank[inside], groups=len(order))
     log10_e = mixture.log10(np.cumsum(bets, axis=0)) if len(order) else np.zeros(1)
     windows = np.unique(tally.pair_window[weights.values != 0])
-    never = weights.within(pair_rank < 0)
+    never_visited = np.ones(len(tally.windows), dtype=np.bool_)
+    never_visited[visited] = False
+    never = weights.within(never_visited[tally.pair_window])
     return SupervisedTest(
         name=weights.name,
         served_responses=len(served),
+        accounts=accounts,
         windows=len(windows),
         windows_served=int((rank[windows] >= 0).sum()),
+        windows_never=int(never_visited[windows].sum()),
         pairs=int(inside.sum()),
         statistic=float(a @ excess),
         sd=float(np.sqrt(mark.law.variance * (a @ a))),
@@ -188,6 +219,7 @@ def detect_served(
     *,
     reference: Reference | None = None,
     policy: PromptPolicy = PromptPolicy.OWN,
+    accounts: Collection[str] | None = None,
 ) -> SupervisedTest:
     """Test a suspect's outputs in the windows served: with centred weights, or the pairs said without a reference.
 
@@ -198,6 +230,7 @@ def detect_served(
             of 0, so that none is too short.
         reference: what another model would have said, at each position of the corpus.
         policy: which windows are left out for standing in a prompt.
+        accounts: count the windows that were first served to one of these; *served* stays the whole ledger.
 
     Raises:
         ReferenceMismatchError: the reference is of other text.
@@ -222,4 +255,16 @@ def detect_served(
         reference=reference,
     )
     weights = (SCORE if reference is None else CENTRED).weigh(tally, reference)
-    return supervised_test(weights, mark=mark, tally=tally, served=served.responses)
+    if accounts is None:
+        return supervised_test(weights, mark=mark, tally=tally, served=served.responses)
+    named = frozenset(accounts)
+    to = [served.accounts[document] for document in served.document]
+    counted = np.array([account in named for account in to], dtype=np.bool_)
+    if not counted.any():
+        raise InputError(
+            "the served answers: none was served to any of the accounts named; the records' field is `account` "
+            "(taggant ledger export)"
+        )
+    return supervised_test(
+        weights, mark=mark, tally=tally, served=served.responses, counted=counted, accounts=len(named)
+    )

@@ -65,6 +65,7 @@ COMMANDS = (
     "detect text",
     "detect show",
     "detect model",
+    "detect accounts",
     "calibrate",
     "detect weights",
     "power",

@@ -33,6 +33,7 @@ __all__ = [
     "row",
     "rows",
     "seeds",
+    "signed_sums",
     "uniform",
 ]
 
@@ -441,3 +442,26 @@ def add_to_green_half(
                         logits[b, start + i] = np.uint16(_round_to_float16(words[i]))
         for i in range(special.shape[0]):
             logits[b, special[i]] = kept[i]
+
+
+@kernel
+def signed_sums(
+    words: npt.NDArray[np.uint8], table: npt.NDArray[np.int64], used: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Return, for each code word, the sum of its bytes' entries.
+
+    Args:
+        words: (N, B), code words as bytes.
+        table: (B, 256), what each value of each byte adds.
+        used: indices of the bytes whose entries are not all 0.
+
+    Returns:
+        int64 of shape (N,).
+    """
+    out = np.zeros(words.shape[0], np.int64)
+    for j in range(words.shape[0]):
+        total = np.int64(0)
+        for b in used:
+            total += table[b, words[j, b]]
+        out[j] = total
+    return out

@@ -75,8 +75,11 @@ def first_visits(served: list[list[int]], window: int, special: set[int], tally:
 def test_order_is_that_of_the_first_visit(window: int, text: list[int], served: list[list[int]]) -> None:
     tally = tally_of([np.array(text, dtype=np.uint32)], window=window, special_ids=(3,))
     ids = [np.array(each, dtype=np.uint32) for each in served]
-    got = served_order(ids, window=window, special_ids=(3,), tally=tally)
+    got, visitors = served_order(ids, window=window, special_ids=(3,), tally=tally)
     assert got.tolist() == first_visits(served, window, {3}, tally)
+    for number, visitor in zip(got.tolist(), visitors.tolist(), strict=True):
+        assert number in first_visits(served[visitor : visitor + 1], window, {3}, tally)
+        assert all(number not in first_visits([earlier], window, {3}, tally) for earlier in served[:visitor])
 
 
 @pytest.mark.parametrize("keys", [400, pytest.param(4000, marks=pytest.mark.slow)])
@@ -99,6 +102,28 @@ def test_clean_suspects_of_a_marked_ledger(keys: int) -> None:
     assert es.std() > 0.05  # It does look at the bits.
 
 
+@pytest.mark.parametrize("keys", [300, pytest.param(4000, marks=pytest.mark.slow)])
+def test_first_visits_by_some_accounts_alone_are_as_valid(keys: int) -> None:
+    """Which windows they visit first depends on the key, and so on every answer before."""
+    tally = clean_text()
+    weights = SCORE.weigh(tally)
+    es, ps, windows = np.empty(keys), np.empty(keys), 0
+    for key in range(keys):
+        mark = mark_of(key + 1)
+        served = answers(mark, np.random.default_rng(key), count=6)
+        counted = np.arange(len(served)) % 2 == 1
+        result = supervised_test(weights, mark=mark, tally=tally, served=served, counted=counted, accounts=1)
+        every = supervised_test(weights, mark=mark, tally=tally, served=served)
+        assert result.windows_never == every.windows_never
+        windows += 0 < result.windows_served < every.windows_served
+        es[key], ps[key] = result.log10_e, result.log10_p
+    assert windows > keys / 2
+    mean = 10**es
+    assert mean.mean() <= 1 + 4 * mean.std() / math.sqrt(keys)
+    for alpha in (0.1, 0.01):
+        assert (ps <= math.log10(alpha)).mean() <= alpha + 4 * math.sqrt(alpha * (1 - alpha) / keys)
+
+
 def test_stopping_the_ledger_at_a_high_sum_fools_the_tail_and_not_the_e_process() -> None:
     tally = clean_text()
     weights = SCORE.weigh(tally)
@@ -111,7 +136,7 @@ def test_stopping_the_ledger_at_a_high_sum_fools_the_tail_and_not_the_e_process(
         rank = np.full(len(tally.windows), len(served), dtype=np.int64)
         seen: set[int] = set()
         for number, ids in enumerate(served):
-            for window in served_order([ids], window=1, special_ids=(0,), tally=tally).tolist():
+            for window in served_order([ids], window=1, special_ids=(0,), tally=tally)[0].tolist():
                 if window not in seen:
                     rank[window] = number
                     seen.add(window)
@@ -146,7 +171,7 @@ def test_a_student_that_learnt_where_it_was_served() -> None:
         ids[ids < V // 2] for ids in answers(mark, rng, count=400, length=20)
     ]  # Half of the windows are never served.
     odds = np.ones((V, V))
-    learnt = served_order(served, window=1, special_ids=(0,), tally=clean_text())
+    learnt, _ = served_order(served, window=1, special_ids=(0,), tally=clean_text())
     windows = clean_text().windows[learnt, 0]
     odds[windows] = np.exp(0.8 * colours(mark)[windows])
     odds[:, 0] = 0
