@@ -59,6 +59,7 @@ __all__ = [
     "EProcess",
     "Look",
     "SequentialResult",
+    "SequentialTest",
     "lane_order",
     "lanes_to_open",
     "schedule",
@@ -378,6 +379,125 @@ def lanes_to_open(
     return tuple(chosen)
 
 
+class SequentialTest:
+    """A sequential test that is taken up as text comes in: `sequential_test` is one call of it.
+
+    Null, proof and what a small p does not say are in the module's docstring. The arguments are those of
+    `sequential_test`; *planned_tokens* has no default here.
+
+    Raises:
+        UsageError: no looks, a level that cannot be, or the mark's scores have no exact law.
+    """
+
+    def __init__(
+        self,
+        mark: Mark,
+        *,
+        planned_tokens: int,
+        has_reference: bool = False,
+        weighting: Weighting = CENTRED,
+        looks: int = LOOKS,
+        policy: PromptPolicy = PromptPolicy.OWN,
+        lane_seed: int = 0,
+        power: float = SCHEDULE_POWER,
+        level: float = LEVEL,
+    ) -> None:
+        check_law(mark)
+        if not 0 < level < 1:
+            raise UsageError(f"level: expected a probability between 0 and 1, got {level}")
+        if looks < 1:
+            raise UsageError(f"expected at least one look, got {looks}")
+        self.mark = mark
+        self.planned = planned_tokens
+        self.weighting = weighting if has_reference or not weighting.needs_reference else SCORE
+        self.steps = looks
+        self.policy = policy
+        self.lane_seed = lane_seed
+        self.level = level
+        # By the step reached, and by nothing of the text that comes after a look.
+        self.shares = schedule([step / looks for step in range(1, looks + 1)], power=power)
+        self._order = lane_order(mark.fingerprint, seed=lane_seed, lanes=_lanes_of(mark))
+        self._process: EProcess | None = None
+        self._reference: str | None = None
+
+    @property
+    def looks(self) -> tuple[Look, ...]:
+        """Those so far."""
+        return tuple(self._process.looks) if self._process else ()
+
+    @property
+    def share_open(self) -> float:
+        """The share of the evidence that was to be open by the last look."""
+        return float(self.shares[self._step(self.looks[-1].tokens) - 1]) if self.looks else 0.0
+
+    @property
+    def decided(self) -> bool:
+        """Whether the level was reached."""
+        return bool(self.looks) and self.looks[-1].log10_p <= math.log10(self.level)
+
+    def due(self, tokens: int) -> bool:
+        """Tell whether *tokens* collected are enough for another look."""
+        return tokens > 0 and self._step(tokens) > (self._step(self.looks[-1].tokens) if self.looks else 0)
+
+    def advance(self, corpus: Corpus, reference: Reference | None = None) -> None:
+        """Take the looks that are due. What was looked at before must stand at the head of *corpus* unchanged.
+
+        Raises:
+            ReferenceMismatchError: the reference is of other text.
+            UsageError: there is more text than was planned.
+        """
+        if corpus.tokens > self.planned:
+            raise UsageError(f"expected a plan for at least the {corpus.tokens:,} tokens at hand, got {self.planned:,}")
+        self._reference = None if reference is None else reference.name
+        collected = np.cumsum([len(ids) for ids in corpus.responses], dtype=np.int64)
+        seen = self.looks[-1].responses if self.looks else 0
+        for end in _ends(collected, planned=self.planned, looks=self.steps):
+            if end > seen:
+                self._look(corpus.first(end), None if reference is None else reference.first(end))
+
+    def result(self) -> SequentialResult:
+        """Return what all looks so far say."""
+        process = self._process or EProcess(mixture_for(0.0))
+        log10_level = math.log10(self.level)
+        return SequentialResult(
+            scope=self.mark.name,
+            fingerprint=self.mark.fingerprint,
+            weighting=self.weighting.name,
+            reference=self._reference,
+            prompt_policy=self.policy.value,
+            planned_tokens=self.planned,
+            lane_seed=self.lane_seed,
+            tilts=process.mixture.tilts,
+            looks=tuple(process.looks),
+            log10_e=process.log10_e,
+            log10_p=process.log10_p,
+            level=self.level,
+            decided_at=next((look.number for look in process.looks if look.log10_p <= log10_level), None),
+        )
+
+    def _step(self, tokens: int) -> int:
+        return min(self.steps, int(tokens / self.planned * self.steps + 1e-9))
+
+    def _look(self, text: Corpus, reference: Reference | None) -> None:
+        mark = self.mark
+        tally = tally_of(
+            text.responses,
+            window=mark.window,
+            special_ids=mark.special_ids,
+            prompts=text.prompts,
+            echoes=text.echoes,
+            policy=self.policy,
+            reference=reference,
+        )
+        weights = self.weighting.weigh(tally, reference).within(mark.tested(tally))
+        if self._process is None:
+            fraction = text.tokens / self.planned
+            self._process = EProcess(mixture_for(tilt_information(tally, weights, mark) / fraction))
+        share = float(self.shares[self._step(text.tokens) - 1])
+        lanes = lanes_to_open(tally, weights, order=self._order, opened=self._process.opened, share=share)
+        self._process.look(tally, weights, mark, lanes, responses=len(text.responses), tokens=text.tokens)
+
+
 def sequential_test(
     corpus: Corpus,
     mark: Mark,
@@ -413,59 +533,20 @@ def sequential_test(
         ReferenceMismatchError: the reference is of other text.
         UsageError: no looks, a level or a plan that cannot be, or the mark's scores have no exact law.
     """
-    check_law(mark)
-    if reference is None and weighting.needs_reference:
-        weighting = SCORE
-    if not 0 < level < 1:
-        raise UsageError(f"level: expected a probability between 0 and 1, got {level}")
     planned = corpus.tokens if planned_tokens is None else planned_tokens
-    if looks < 1 or planned < corpus.tokens:
-        raise UsageError(
-            f"expected at least one look and a plan for at least the {corpus.tokens:,} tokens at hand, "
-            f"got {looks} and {planned:,}"
-        )
-    collected = np.cumsum([len(ids) for ids in corpus.responses], dtype=np.int64)
-    ends = _ends(collected, planned=planned, looks=looks)
-    # By the step reached, and by nothing of the text that comes after a look.
-    by_step = schedule([step / looks for step in range(1, looks + 1)], power=power)
-    order = lane_order(mark.fingerprint, seed=lane_seed, lanes=_lanes_of(mark))
-    process: EProcess | None = None
-    for end in ends:
-        fraction = int(collected[end - 1]) / planned
-        share = float(by_step[min(looks, int(fraction * looks + 1e-9)) - 1])
-        text = corpus.first(end)
-        so_far = None if reference is None else reference.first(end)
-        tally = tally_of(
-            text.responses,
-            window=mark.window,
-            special_ids=mark.special_ids,
-            prompts=text.prompts,
-            echoes=text.echoes,
-            policy=policy,
-            reference=so_far,
-        )
-        weights = weighting.weigh(tally, so_far).within(mark.tested(tally))
-        if process is None:
-            process = EProcess(mixture_for(tilt_information(tally, weights, mark) / fraction))
-        lanes = lanes_to_open(tally, weights, order=order, opened=process.opened, share=share)
-        process.look(tally, weights, mark, lanes, responses=end, tokens=int(collected[end - 1]))
-    done = process or EProcess(mixture_for(0.0))
-    log10_level = math.log10(level)
-    return SequentialResult(
-        scope=mark.name,
-        fingerprint=mark.fingerprint,
-        weighting=weighting.name,
-        reference=None if reference is None else reference.name,
-        prompt_policy=policy.value,
+    test = SequentialTest(
+        mark,
         planned_tokens=planned,
+        has_reference=reference is not None,
+        weighting=weighting,
+        looks=looks,
+        policy=policy,
         lane_seed=lane_seed,
-        tilts=done.mixture.tilts,
-        looks=tuple(done.looks),
-        log10_e=done.log10_e,
-        log10_p=done.log10_p,
+        power=power,
         level=level,
-        decided_at=next((look.number for look in done.looks if look.log10_p <= log10_level), None),
     )
+    test.advance(corpus, reference)
+    return test.result()
 
 
 def check_law(mark: Mark) -> None:
