@@ -26,13 +26,19 @@ from detect.weighted_test import WeightedTest
 from watermark.errors import printable
 
 __all__ = [
+    "STYLES",
+    "accounting_text",
     "calibration_table",
+    "decoy_rank",
     "demo_story",
     "does_not_say",
+    "grid",
     "model_tables",
+    "p_value",
     "sequential_table",
     "supervised_table",
     "text_tables",
+    "warnings_text",
     "weights_tables",
 ]
 
@@ -42,7 +48,7 @@ _LISTED = 20
 #: Malformed records, where some are tolerated, that are told one by one.
 _PROBLEMS = 3
 
-_STYLES = {Verdict.DEPENDS: "bold red", Verdict.NO_SIGN: "green", Verdict.TOO_SHORT: "yellow"}
+STYLES = {Verdict.DEPENDS: "bold red", Verdict.NO_SIGN: "green", Verdict.TOO_SHORT: "yellow"}
 
 
 def p_value(log10_p: float) -> str:
@@ -61,14 +67,16 @@ def p_value(log10_p: float) -> str:
     return f"{digits * 10.0 ** (exponent - 1):.{1 - exponent}f}"
 
 
-def _grid(*headings: str) -> Table:
+def grid(*headings: str) -> Table:
+    """Return an empty table of these columns."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=number > 0)
     return table
 
 
-def _accounting(accounting: Accounting) -> Text:
+def accounting_text(accounting: Accounting) -> Text:
+    """Return where every record went."""
     excluded = sum(accounting.excluded.values())
     parts = [f"{accounting.read:,} records read: {accounting.scored:,} scored"]
     parts.append(f"{excluded:,} excluded")
@@ -82,19 +90,21 @@ def _accounting(accounting: Accounting) -> Text:
     return Text("\n".join(lines))
 
 
-def _warnings(warned: Iterable[Warned]) -> list[RenderableType]:
+def warnings_text(warned: Iterable[Warned]) -> list[RenderableType]:
+    """Return a line a warning."""
     return [Text(f"note: {warning.value}", style="yellow") for warning in warned]
 
 
-def _rank(rank: int | None, decoys: int) -> str:
-    return "-" if rank is None else f"{rank:,} of {decoys + 1:,}"
+def decoy_rank(place: int | None, decoys: int) -> str:
+    """Return a rank among decoys."""
+    return "-" if place is None else f"{place:,} of {decoys + 1:,}"
 
 
 def model_tables(
     result: ModelResult, corpus: Corpus, warned: Sequence[Warned], candidates: Sequence[Candidate] = ()
 ) -> RenderableType:
     """Return the result of one scope: the tests, the effect and the verdict. `does_not_say` goes below."""
-    table = _grid("test", "pairs", "green share", "expected", "z", "p", "decoy rank")
+    table = grid("test", "pairs", "green share", "expected", "z", "p", "decoy rank")
     for test in result.tests:
         counted = isinstance(test, CountTest) and result.gamma_256 is not None
         table.add_row(
@@ -105,7 +115,7 @@ def model_tables(
             f"{(result.gamma_256 or 0) / 256:.4f}" if counted else "-",
             f"{test.z:.1f}",
             ("" if counted or (isinstance(test, WeightedTest) and test.exact) else "<= ") + p_value(test.log10_p),
-            _rank(test.decoy_rank, test.decoys),
+            decoy_rank(test.decoy_rank, test.decoys),
         )
     lines: list[RenderableType] = [
         Text(
@@ -130,7 +140,7 @@ def model_tables(
             )
         )
     if result.min_p_rank is not None:
-        rank = _rank(result.min_p_rank, result.weighted[0].decoys)
+        rank = decoy_rank(result.min_p_rank, result.weighted[0].decoys)
         lines.append(Text(f"the smallest p of the tests listed ranks {rank} among the decoys' smallest"))
     if len(candidates) > 1:
         ranked = sorted(candidates, key=lambda candidate: candidate.negative_log_likelihood)
@@ -141,16 +151,16 @@ def model_tables(
     exact = isinstance(result.unweighted, CountTest) and not result.weighted and result.scopes_tested == 1
     tests = "tests" if len(result.weighted) > 1 else "test"
     verdict = Text.assemble(
-        (f"{result.verdict.value}", _STYLES[result.verdict]),
+        (f"{result.verdict.value}", STYLES[result.verdict]),
         f": p {'=' if exact else '<='} {p_value(result.log10_p_holm)} ({result.main_test} {tests}{corrected}; "
         f"level {result.level:g})",
     )
-    return Group(*lines, verdict, _accounting(corpus.accounting), *_warnings(warned))
+    return Group(*lines, verdict, accounting_text(corpus.accounting), *warnings_text(warned))
 
 
 def sequential_table(result: SequentialResult) -> RenderableType:
     """Return the looks of an e-process."""
-    table = _grid("look", "tokens", "lanes opened", "pairs", "log10 e", "anytime p")
+    table = grid("look", "tokens", "lanes opened", "pairs", "log10 e", "anytime p")
     for look in result.looks:
         table.add_row(
             str(look.number),
@@ -170,7 +180,7 @@ def sequential_table(result: SequentialResult) -> RenderableType:
 
 def supervised_table(result: SupervisedTest) -> RenderableType:
     """Return the test of the windows served, and its control."""
-    table = _grid("windows", "number", "pairs", "z", "p")
+    table = grid("windows", "number", "pairs", "z", "p")
     served = result.windows_served
     z = result.statistic / result.sd if result.sd else 0.0
     table.add_row("served", f"{served:,}", f"{result.pairs:,}", f"{z:.1f}", "<= " + p_value(result.log10_p))
@@ -193,13 +203,13 @@ def supervised_table(result: SupervisedTest) -> RenderableType:
 def weights_tables(result: OpenWeightResult, corpus: Corpus, warned: Sequence[Warned]) -> RenderableType:
     """Return the result of one key on a model whose weights are at hand. `does_not_say` goes below."""
     test = result.test
-    table = _grid("test", "pairs", "z", "p", "decoy rank")
+    table = grid("test", "pairs", "z", "p", "decoy rank")
     table.add_row(
         test.name,
         f"{test.pairs:,}",
         f"{test.z:.1f}",
         "<= " + p_value(test.log10_p),
-        _rank(test.decoy_rank, test.decoys),
+        decoy_rank(test.decoy_rank, test.decoys),
     )
     lines: list[RenderableType] = [
         Text(
@@ -218,10 +228,10 @@ def weights_tables(result: OpenWeightResult, corpus: Corpus, warned: Sequence[Wa
     lines += [Text(f"caution: {caution}", style="yellow") for caution in result.cautions]
     corrected = f", Holm over {result.scopes_tested} keys" if result.scopes_tested > 1 else ""
     verdict = Text.assemble(
-        (f"{result.verdict.value}", _STYLES[result.verdict]),
+        (f"{result.verdict.value}", STYLES[result.verdict]),
         f": p <= {p_value(result.log10_p_holm)} ({test.name} test{corrected}; level {result.level:g})",
     )
-    return Group(*lines, verdict, _accounting(corpus.accounting), *_warnings(warned))
+    return Group(*lines, verdict, accounting_text(corpus.accounting), *warnings_text(warned))
 
 
 def does_not_say() -> RenderableType:
@@ -233,7 +243,7 @@ def text_tables(result: TextResult, corpus: Corpus, warned: Sequence[Warned]) ->
     """Return the documents (the most significant of many) and the pooled test."""
     green = result.gamma_256 is not None
     holm = f"p, Holm over {len(result.documents):,}"
-    table = _grid("document", "pairs", *(("green", "share") if green else ("mean score",)), "p", holm, "verdict")
+    table = grid("document", "pairs", *(("green", "share") if green else ("mean score",)), "p", holm, "verdict")
     listed = sorted(result.documents, key=lambda document: document.log10_p)[:_LISTED]
     if len(result.documents) <= _LISTED:
         listed = result.documents
@@ -245,7 +255,7 @@ def text_tables(result: TextResult, corpus: Corpus, warned: Sequence[Warned]) ->
             *((f"{document.score:,}", share) if green else (share,)),
             p_value(document.log10_p),
             p_value(document.log10_p_holm),
-            Text(document.verdict.value, style=_STYLES[document.verdict]),
+            Text(document.verdict.value, style=STYLES[document.verdict]),
         )
     counts = {verdict: sum(d.verdict is verdict for d in result.documents) for verdict in Verdict}
     lines: list[RenderableType] = [
@@ -268,13 +278,13 @@ def text_tables(result: TextResult, corpus: Corpus, warned: Sequence[Warned]) ->
         *lines,
         Text.assemble(
             "pooled, each distinct pair once: ",
-            (result.pooled_verdict.value, _STYLES[result.pooled_verdict]),
+            (result.pooled_verdict.value, STYLES[result.pooled_verdict]),
             f": {_pooled(result)}; level {result.level:g})",
         ),
         Text(f"{result.left_out_prompt:,} positions left out for standing in a prompt ({result.prompt_policy})"),
         *(Text(f"caution: {caution}", style="yellow") for caution in result.cautions),
-        _accounting(corpus.accounting),
-        *_warnings(warned),
+        accounting_text(corpus.accounting),
+        *warnings_text(warned),
     )
 
 
@@ -285,16 +295,18 @@ def _pooled(result: TextResult) -> str:
             f"p = {p_value(pooled.log10_p)}, {pooled.green:,} green of {pooled.pairs:,} distinct pairs "
             f"({result.mean_score:.4f} expected by chance"
         )
-    rank = "" if pooled.decoy_rank is None else f", rank {_rank(pooled.decoy_rank, pooled.decoys)} among decoy keys"
+    among = (
+        "" if pooled.decoy_rank is None else f", rank {decoy_rank(pooled.decoy_rank, pooled.decoys)} among decoy keys"
+    )
     return (
-        f"p <= {p_value(pooled.log10_p)}, {pooled.pairs:,} distinct pairs{rank} "
+        f"p <= {p_value(pooled.log10_p)}, {pooled.pairs:,} distinct pairs{among} "
         f"(mean score {result.mean_score:.4f} expected by chance"
     )
 
 
 def calibration_table(result: CalibrationResult, corpus: Corpus) -> RenderableType:
     """Return the false-positive rates beside the nominal ones."""
-    table = _grid("test", *(f"p <= {rate.level:g}" for rate in next(iter(result.rates.values()))), "sd of z")
+    table = grid("test", *(f"p <= {rate.level:g}" for rate in next(iter(result.rates.values()))), "sd of z")
     for test, rates in result.rates.items():
         cells = [
             Text(f"{rate.rate:.4f}{' ' if rate.within else '*'}", style="" if rate.within else "bold red")
@@ -308,7 +320,7 @@ def calibration_table(result: CalibrationResult, corpus: Corpus) -> RenderableTy
         ),
         table,
         Text("* above nominal beyond its 95% interval", style="dim"),
-        _accounting(corpus.accounting),
+        accounting_text(corpus.accounting),
     )
 
 

@@ -32,8 +32,10 @@ __all__ = [
     "lanes",
     "row",
     "rows",
+    "sampled",
     "seeds",
     "uniform",
+    "window_hashes",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -154,6 +156,36 @@ def lanes(windows: Ids) -> npt.NDArray[np.uint8]:
     for i in range(n):
         out[i] = np.uint8(_sip(_U(0), _U(0), flat, i * h, h) & _LANE_MASK)
     return out
+
+
+@kernel
+def window_hashes(windows: Ids) -> Words:
+    """Return the key-free SipHash-2-4 of each window, whose low 6 bits are its lane: (n, h) to (n,)."""
+    n, h = windows.shape
+    flat = windows.reshape(n * h)
+    out = np.empty(n, np.uint64)
+    for i in range(n):
+        out[i] = _sip(_U(0), _U(0), flat, i * h, h)
+    return out
+
+
+@kernel
+def sampled(ids: Ids, valid: npt.NDArray[np.bool_], h: int, last: np.uint64) -> tuple[Words, npt.NDArray[np.int32]]:
+    """Return the key-free hashes, those up to *last*, of the windows before valid positions; and the positions."""
+    count = 0
+    for i in range(ids.shape[0]):
+        count += valid[i]
+    hashes = np.empty(count, np.uint64)
+    positions = np.empty(count, np.int32)
+    kept = 0
+    for i in range(ids.shape[0]):
+        if valid[i]:
+            x = _sip(_U(0), _U(0), ids, i - h, h)
+            if x <= _U(last):
+                hashes[kept] = x
+                positions[kept] = i
+                kept += 1
+    return hashes[:kept].copy(), positions[:kept].copy()
 
 
 @kernel
