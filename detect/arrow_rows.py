@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -115,6 +116,9 @@ def arrow_rows(stream: BinaryIO, *, columns: Sequence[str], size: int) -> Iterat
         if twice is not None:
             raise InputError(f"expected each column once, found {printable(twice, 40)} twice")
         wanted = [name for name in names if name in columns]
+        # What a dictionary stands for stays one value in memory, however often it is said.
+        said_again = [name for name in wanted if _holds_text(file.schema_arrow.field(name).type, pa)]
+        file = pq.ParquetFile(stream, read_dictionary=said_again)
         first, size_of_file = 1, stream.seek(0, 2)
         for group in range(file.metadata.num_row_groups):
             described = file.metadata.row_group(group)
@@ -124,16 +128,39 @@ def arrow_rows(stream: BinaryIO, *, columns: Sequence[str], size: int) -> Iterat
                 continue
             rows = max(1, min(_MOST_ROWS, described.num_rows, described.num_rows * size // max(1, total)))
             for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=wanted, use_threads=False):
-                sink = pa.BufferOutputStream()
-                with pa.ipc.new_stream(sink, batch.schema) as writer:
-                    writer.write_batch(batch)
-                done = size_of_file * (first + batch.num_rows - 1) // max(1, file.metadata.num_rows)
-                yield ArrowRows(first, batch.num_rows, done, sink.getvalue().to_pybytes())
-                first += batch.num_rows
+                for start, end in _cuts(batch, 4 * size):
+                    sink = pa.BufferOutputStream()
+                    with pa.ipc.new_stream(sink, batch.schema) as writer:
+                        writer.write_batch(batch.slice(start, end - start))
+                    done = size_of_file * (first + end - start - 1) // max(1, file.metadata.num_rows)
+                    yield ArrowRows(first, end - start, done, sink.getvalue().to_pybytes())
+                    first += end - start
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"expected a whole Parquet file, found one that cannot be read: {printable(str(error).splitlines()[0])}"
         ) from None
+
+
+def _holds_text(kind: Any, pa: Any) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_binary(kind))
+
+
+def _cuts(batch: Any, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the ends of parts of a batch that hold some *size* bytes each when dictionaries are written out."""
+    import pyarrow.compute as pc
+    import pyarrow.types as kinds
+
+    lengths = np.zeros(batch.num_rows, dtype=np.int64)
+    for column in batch.columns:
+        if kinds.is_dictionary(column.type):
+            of_value = pc.fill_null(pc.binary_length(column.dictionary), 0).to_numpy().astype(np.int64)
+            which = pc.fill_null(column.indices, 0).to_numpy()
+            lengths += of_value[which] if len(of_value) else 0
+        else:
+            lengths += column.nbytes // max(1, batch.num_rows)
+    part = np.cumsum(lengths) // max(1, size)
+    ends = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), batch.num_rows]
+    yield from pairwise(sorted(set(ends)))
 
 
 def _checked(described: Any, wanted: Sequence[str], group: int) -> int:
@@ -160,7 +187,8 @@ def _values(column: Any) -> Sequence[object]:
 
     kind = column.type
     if kinds.is_dictionary(kind):
-        return _values(column.dictionary_decode())
+        values = _values(column.dictionary)
+        return [None if i is None else values[i] for i in column.indices.to_pylist()]
     if (kinds.is_list(kind) or kinds.is_large_list(kind)) and kinds.is_integer(kind.value_type):
         flat, offsets = column.values, column.offsets.to_numpy()
         if flat.null_count == 0:
@@ -190,7 +218,9 @@ def _bytes(column: Any) -> Iterator[bytes | None]:
 
     kind = column.type
     if kinds.is_dictionary(kind):
-        yield from _bytes(column.dictionary_decode())
+        values = list(_bytes(column.dictionary))
+        for i in column.indices.to_pylist():
+            yield None if i is None else values[i]
     elif kinds.is_string(kind) or kinds.is_large_string(kind):
         for value in column.cast(pa.binary() if kinds.is_string(kind) else pa.large_binary()).to_pylist():
             yield value
