@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from detect.parquet_footer import ColumnChunk, column_chunks
 from watermark.errors import InputError, MissingExtraError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ __all__ = ["MAX_COLUMN_BYTES", "MAX_VALUES", "ArrowRows", "arrow_rows", "need_py
 MAX_VALUES = 2**28
 MAX_COLUMN_BYTES = 2**31
 
-#: Rows of one part.
+#: Rows, and bytes, decoded at a time: the same ones whatever the size of the parts that are cut from them, so that what
+#: stands before damage does not depend on it.
 _MOST_ROWS = 2**16
+_DECODED = 2**22
 
 
 def need_pyarrow() -> None:
@@ -109,6 +112,8 @@ def arrow_rows(stream: BinaryIO, *, columns: Sequence[str], size: int) -> Iterat
 
     if not stream.seekable():
         raise UsageError("Parquet cannot be read from a pipe, since it begins at its end: name the file")
+    chunks = column_chunks(stream)
+    stream.seek(0)
     try:
         file = pq.ParquetFile(stream)
         names = file.schema_arrow.names
@@ -120,22 +125,22 @@ def arrow_rows(stream: BinaryIO, *, columns: Sequence[str], size: int) -> Iterat
         said_again = [name for name in wanted if _holds_text(file.schema_arrow.field(name).type, pa)]
         file = pq.ParquetFile(stream, read_dictionary=said_again)
         first, size_of_file = 1, stream.seek(0, 2)
-        for group in range(file.metadata.num_row_groups):
+        for group, columns_of_group in enumerate(chunks):
             described = file.metadata.row_group(group)
-            total = _checked(described, wanted, group)
+            total = _checked(columns_of_group, wanted, group)
             if not wanted or not described.num_rows:
                 first += described.num_rows
                 continue
-            rows = max(1, min(_MOST_ROWS, described.num_rows, described.num_rows * size // max(1, total)))
+            rows = max(1, min(_MOST_ROWS, described.num_rows, described.num_rows * _DECODED // max(1, total)))
             for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=wanted, use_threads=False):
-                for start, end in _cuts(batch, 4 * size):
+                for start, end in _cuts(batch, size):
                     sink = pa.BufferOutputStream()
                     with pa.ipc.new_stream(sink, batch.schema) as writer:
                         writer.write_batch(batch.slice(start, end - start))
                     done = size_of_file * (first + end - start - 1) // max(1, file.metadata.num_rows)
                     yield ArrowRows(first, end - start, done, sink.getvalue().to_pybytes())
                     first += end - start
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"expected a whole Parquet file, found one that cannot be read: {printable(str(error).splitlines()[0])}"
         ) from None
@@ -153,8 +158,11 @@ def _cuts(batch: Any, size: int) -> Iterator[tuple[int, int]]:
     lengths = np.zeros(batch.num_rows, dtype=np.int64)
     for column in batch.columns:
         if kinds.is_dictionary(column.type):
-            of_value = pc.fill_null(pc.binary_length(column.dictionary), 0).to_numpy().astype(np.int64)
+            # Arrow takes an index for what it is worth, and would look where it points.
             which = pc.fill_null(column.indices, 0).to_numpy()
+            if column.null_count < len(column) and not 0 <= which.min() <= which.max() < len(column.dictionary):
+                raise InputError("expected a dictionary of all values, found an index beyond it")
+            of_value = pc.fill_null(pc.binary_length(column.dictionary), 0).to_numpy().astype(np.int64)
             lengths += of_value[which] if len(of_value) else 0
         else:
             lengths += column.nbytes // max(1, batch.num_rows)
@@ -163,20 +171,19 @@ def _cuts(batch: Any, size: int) -> Iterator[tuple[int, int]]:
     yield from pairwise(sorted(set(ends)))
 
 
-def _checked(described: Any, wanted: Sequence[str], group: int) -> int:
+def _checked(chunks: Sequence[ColumnChunk], wanted: Sequence[str], group: int) -> int:
     """Return the bytes, unpacked, of the wanted columns of a row group that is within the bounds."""
     total = 0
-    for i in range(described.num_columns):
-        column = described.column(i)
-        if column.path_in_schema.split(".")[0] not in wanted:
+    for chunk in chunks:
+        if chunk.column not in wanted:
             continue
-        values, unpacked = column.num_values, column.total_uncompressed_size
+        values, unpacked = chunk.values, chunk.unpacked
         if values > MAX_VALUES or unpacked > MAX_COLUMN_BYTES or min(values, unpacked) < 0:
             raise InputError(
                 f"expected at most {MAX_VALUES:,} values and {MAX_COLUMN_BYTES:,} bytes of a column in a row group, "
                 f"found {values:,} and {unpacked:,} in group {group}: write it with smaller row groups"
             )
-        # A dictionary makes each value an index: what it stands for may be as long as the whole column.
+        # A few bytes of run-length encoding stand for any number of values.
         total += max(unpacked, 4 * values)
     return total
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from detect import arrow_rows, inputs
 from detect.inputs import Portion
+from detect.parquet_footer import column_chunks
 from detect.records import Document, Reader
 from watermark.errors import InputError, MissingExtraError, UsageError
 
@@ -309,3 +310,25 @@ def test_a_column_elsewhere_makes_no_other_digest(tmp_path: Path) -> None:
         record = {"prompt": "Why?", "response": "Because.", "text": ""}
         write_csv(tmp_path / "a.csv", [{name: record[name] for name in order}])
     assert len(set(digests)) == 1
+
+
+def test_footer_is_what_pyarrow_says(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "response": ["x" * i for i in range(50)],
+            "ids": [[i] * i for i in range(50)],
+            "messages": [[{"role": "user", "content": "é"}]] * 50,
+            "flag": [True, None] * 25,
+        }
+    ).replace_schema_metadata({"a": "b"})
+    for version in ("1.0", "2.6"):
+        pq.write_table(table, tmp_path / "a.parquet", row_group_size=7, version=version, compression="zstd")
+        with (tmp_path / "a.parquet").open("rb") as stream:
+            found = column_chunks(stream)
+        metadata = pq.read_metadata(tmp_path / "a.parquet")
+        assert len(found) == metadata.num_row_groups
+        for group, chunks in enumerate(found):
+            columns = [metadata.row_group(group).column(i) for i in range(metadata.num_columns)]
+            assert [(c.column, c.values, c.unpacked) for c in chunks] == [
+                (c.path_in_schema.split(".")[0], c.num_values, c.total_uncompressed_size) for c in columns
+            ]
