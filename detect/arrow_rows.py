@@ -237,6 +237,7 @@ def _bytes(column: Any) -> Iterator[bytes | None]:
                 yield None
             elif isinstance(value, np.ndarray):
                 # One form whatever the width of the integers, so that a rewritten file has the same digests.
-                yield value.astype("<i8").tobytes()
+                small = value.dtype == np.uint32 or not value.size or 0 <= value.min() <= value.max() < 2**32
+                yield value.astype("<u4" if small else "<i8").tobytes()
             else:
                 yield repr(value).encode("utf-8", "surrogatepass")

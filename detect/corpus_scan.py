@@ -154,13 +154,13 @@ class _Tester:
         return _Tested(sums=sums, sources=found.sources, pairs=pairs, scores=scores, log10_p=log10_p, smallest=smallest)
 
     def _sums_of(self, found: Sifted) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        echoed = any(map(len, found.prompts))
+        prompts, echoes = found.left_out()
         tally = tally_of(
             found.responses,
             window=self._sifter.window,
             special_ids=self._sifter.special_ids,
-            prompts=found.prompts if echoed else (),
-            echoes=found.echoes if echoed else (),
+            prompts=prompts,
+            echoes=echoes,
             policy=self._sifter.policy,
         )
         document = np.array(found.document, dtype=np.int64)

@@ -6,7 +6,7 @@ account of every record.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -44,7 +44,8 @@ class Sifted:
     accounting: Accounting
     responses: list[Ids] = field(default_factory=list)
     prompts: list[list[Ids]] = field(default_factory=list)
-    echoes: list[npt.NDArray[np.bool_]] = field(default_factory=list)
+    echoes: list[npt.NDArray[np.bool_] | None] = field(default_factory=list)
+    """None: no prompt is recorded."""
     document: list[int] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     without_prompt: int = 0
@@ -55,6 +56,15 @@ class Sifted:
     def tokens(self) -> int:
         """Ids in all texts."""
         return sum(map(len, self.responses))
+
+    def left_out(self) -> tuple[Sequence[Sequence[Ids]], Sequence[npt.NDArray[np.bool_]]]:
+        """Return the prompts and the echoes as `tally_of` wants them."""
+        if not any(map(len, self.prompts)):
+            return (), ()
+        return self.prompts, [
+            np.zeros(len(ids), dtype=np.bool_) if echoed is None else echoed
+            for ids, echoed in zip(self.responses, self.echoes, strict=True)
+        ]
 
 
 class Sifter:
@@ -124,23 +134,20 @@ class Sifter:
                 if self.policy is PromptPolicy.CLEAN:
                     earlier = ()
                 found.prompts.append([self._encoded(piece) for piece in earlier])
-                if earlier:
-                    found.echoes.append(self._echoes.find(ids, self._echoes.passages(earlier)))
-                else:
-                    found.echoes.append(np.zeros(len(ids), dtype=np.bool_))
+                found.echoes.append(self._echoes.find(ids, self._echoes.passages(earlier)) if earlier else None)
                 found.document.append(len(found.sources))
             found.sources.append(document.source)
         return found
 
     def positions(self, found: Sifted) -> Positions:
         """Return which positions of the texts are in."""
-        echoed = any(map(len, found.prompts))
+        prompts, echoes = found.left_out()
         return positions_of(
             found.responses,
             window=self.window,
             special_ids=self.special_ids,
-            prompts=found.prompts if echoed else (),
-            echoes=found.echoes if echoed else (),
+            prompts=prompts,
+            echoes=echoes,
             policy=self.policy,
         )
 

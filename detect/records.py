@@ -299,6 +299,7 @@ class RecordParser:
         self._kinds: dict[str, str] = {}
         for kind, name in asdict(fields or Fields()).items():
             self._kinds.setdefault(name, kind)
+        self._shown = {kind: printable(name, 40) for name, kind in self._kinds.items()}
         self._note = note
 
     @property
@@ -349,7 +350,7 @@ class RecordParser:
         answers = [kind for kind in ("response", "text", "messages") if kind in given]
         if len(answers) > 1 or not (answers or "token_ids" in given) or {"messages", "token_ids"} <= given.keys():
             raise InputError(self._misfit(record))
-        where = {kind: printable(name, 40) for kind, name in given.items()}
+        where = self._shown
         prompts: tuple[str, ...] | None = None
         if "prompt" in given:
             prompt = record[given["prompt"]]
@@ -389,7 +390,7 @@ class RecordParser:
         return texts
 
     def _misfit(self, record: Mapping[str, object]) -> str:
-        names = {kind: printable(name, 40) for name, kind in self._kinds.items()}
+        names = self._shown
         expected = [names[kind] for kind in ("response", "text", "messages", "token_ids") if kind in names]
         first = itertools.islice(record.items(), 8)
         found = [printable(name, 40) + (" (null)" if value is None else "") for name, value in first]
@@ -420,7 +421,7 @@ def _ids(value: object, where: str) -> npt.NDArray[np.uint32]:
     if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
         wrong = np.flatnonzero((value < 0) | (value >= 2**32)) if value.dtype != np.uint32 else ()
         if not len(wrong):
-            ids = value.astype(np.uint32)
+            ids = value.astype(np.uint32, copy=False)
             ids.setflags(write=False)
             return ids
         value = value.tolist()

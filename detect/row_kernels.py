@@ -20,9 +20,6 @@ Words = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
 Rows: TypeAlias = tuple[Words, Ids, Counts, Ids, Counts, Counts, Counts]
 
-#: Up to so many tokens are sorted by insertion.
-_FEW = 24
-
 
 @inline
 def _window_order(a, i, b, j, h):
@@ -40,7 +37,8 @@ def group(
     """Group positions into distinct windows and pairs.
 
     Args:
-        packed: sorted; above the low *shift* bits the beginning of a window's hash, in them an index.
+        packed: sorted; above the low *shift* bits the beginning of a window's hash, in them an index, which increases
+            with the token at the position.
         shift: bits of the index.
         hashes: of the window before each position, by that index.
         positions: by that index.
@@ -109,16 +107,6 @@ def group(
             there = tokens[pairs : pairs + count]
             for i in range(count):
                 there[i] = ids[positions[order[start + i]]]
-            if count > _FEW:
-                there[:] = np.sort(there)
-            else:
-                for i in range(1, count):
-                    token = there[i]
-                    j = i
-                    while j > 0 and there[j - 1] > token:
-                        there[j] = there[j - 1]
-                        j -= 1
-                    there[j] = token
             # The distinct ones are moved to the front, in place.
             i = 0
             while i < count:

@@ -9,6 +9,7 @@ that halving the sample is cutting off its end.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,10 @@ Counts = npt.NDArray[np.int64]
 MAX_LEVEL = 58
 
 _LANE = np.uint64(63)
+_INDEX = np.uint64(0xFFFFFFFF)
+
+#: Positions that are grouped together: some 2 MB.
+_PART = 2**15
 _NONE = np.zeros(0, dtype=np.int64)
 
 
@@ -86,19 +91,26 @@ class TallyRows:
     def of_positions(cls, found: Positions, *, window: int, level: int) -> TallyRows:
         """Return the rows of positions that are in, of the windows kept at *level*."""
         hashes, positions = kernels.sampled(found.ids, found.valid, window, last_hash(level))
-        # A plain sort of one word each, hash above and index below, is five times faster than an indirect one.
-        shift = max(1, len(hashes).bit_length())
-        beginnings = (hashes << np.uint64(level)) >> np.uint64(shift)
-        packed = np.sort((beginnings << np.uint64(shift)) | np.arange(len(hashes), dtype=np.uint64))
-        which, firsts, starts, tokens, said = row_kernels.group(packed, shift, hashes, positions, found.ids, window)
+        # Dealt by the first bits of the hash into parts that fit the cache, which takes a third of the time.
+        bits = min(8, (len(hashes) // _PART).bit_length())
+        part = ((hashes << np.uint64(level)) >> np.uint64(56)).astype(np.uint8) >> np.uint8(8 - bits)
+        dealt = np.argsort(part, kind="stable")
+        hashes, positions = hashes[dealt], positions[dealt]
+        ends = np.cumsum(np.bincount(part, minlength=1 << bits))
+        parts = [
+            _grouped(hashes[start:end], positions[start:end], found.ids, window, level)
+            for start, end in pairwise([0, *ends.tolist()])
+        ]
+        sizes = np.concatenate([np.diff(starts) for _, _, starts, _, _ in parts])
+        firsts = np.concatenate([firsts for _, firsts, _, _, _ in parts])
         windows = found.ids[firsts[:, None] + np.arange(-window, 0)[None, :]]
         return cls(
             level=level,
-            hashes=hashes[which],
+            hashes=np.concatenate([hashes for hashes, _, _, _, _ in parts]),
             windows=np.ascontiguousarray(windows),
-            starts=starts,
-            tokens=tokens,
-            said=said,
+            starts=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+            tokens=np.concatenate([tokens for _, _, _, tokens, _ in parts]),
+            said=np.concatenate([said for _, _, _, _, said in parts]),
             expected=_NONE,
             information=_NONE,
         )
@@ -192,3 +204,19 @@ class TallyRows:
             position_pair=np.zeros(0, dtype=np.int32),
             left_out_prompt=left_out_prompt,
         )
+
+
+def _grouped(
+    hashes: Words, positions: npt.NDArray[np.int32], ids: Ids, window: int, level: int
+) -> tuple[Words, Counts, Counts, Ids, Counts]:
+    """Return the windows' hashes and first positions, and their pairs' starts, tokens and counts, in order."""
+    index = np.arange(len(hashes), dtype=np.uint64)
+    # A plain sort of one word each, what to sort by above and index below, is five times faster than an indirect one.
+    # By token first, then by hash: so the tokens of each window are in order.
+    by_token = (np.sort((ids[positions].astype(np.uint64) << np.uint64(32)) | index) & _INDEX).astype(np.int64)
+    hashes, positions = hashes[by_token], positions[by_token]
+    shift = max(1, len(hashes).bit_length())
+    beginnings = (hashes << np.uint64(level)) >> np.uint64(shift)
+    packed = np.sort((beginnings << np.uint64(shift)) | index)
+    which, firsts, starts, tokens, said = row_kernels.group(packed, shift, hashes, positions, ids, window)
+    return hashes[which], firsts, starts, tokens, said
