@@ -1521,6 +1521,10 @@ def tally_build(
     keep_duplicates: KeepDuplicatesOption = False,
     workers: WorkersOption = 0,
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints at least.")] = 60.0,
+    daft: Annotated[bool, typer.Option("--daft", help="Let Daft's engine schedule the files (extra daft).")] = False,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Let Daft schedule them on this Ray cluster (extra ray).")
+    ] = None,
     max_malformed: MaxMalformedOption = 0,
     retokenize: RetokenizeOption = False,
     prompt_field: PromptFieldOption = "prompt",
@@ -1555,6 +1559,12 @@ def tally_build(
         workers=_workers(workers, inputs),
         every=checkpoint_seconds,
     )
+    if daft or ray is not None:
+        from detect.daft_plan import build_tally_on_daft
+
+        built = build_tally_on_daft(inputs, sifter, out=out, build=build, max_malformed=max_malformed, ray=ray)
+        _show_tally(built, json=json)
+        return
     with reading(_bytes_of(inputs)) as progress:
         built = build_tally(
             inputs, sifter, out=out, build=build, max_malformed=max_malformed, progress=progress, resumed=_resumed

@@ -17,7 +17,7 @@ __all__ = ["CAPACITY", "BoundedTally"]
 CAPACITY = 2**24
 
 #: Rows wait to be merged until they are a share of the capacity.
-_WAITING = 4
+_WAITING = 8
 
 
 class BoundedTally:

@@ -266,6 +266,16 @@ class Reader:
         """The names of all inputs, in the order in which they are read."""
         return [file.name for file in self._files]
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files among the inputs, in the same order."""
+        return [file.path for file in self._files if file.path is not None]
+
+    def took(self, number: int, records: int) -> None:
+        """Take into account that somebody else read so many records of input *number*."""
+        given = self._files[number].given
+        self._found[given] = self._found.get(given, 0) + records
+
     def finish(self) -> None:
         """Hold the finished accounting against what is allowed.
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,14 +31,13 @@ from detect.tally_file import About, TallyFile, read_tally, write_tally
 from detect.tally_rows import TallyRows
 from watermark.errors import UsageError, printable
 
-__all__ = ["Build", "Progress", "build_tally", "checkpoint_of"]
+__all__ = ["Build", "Part", "Progress", "Tallier", "build_tally", "checkpoint_of", "kind_of", "of_inputs"]
 
 #: Called with bytes read, records and ids so far.
 Progress = Callable[[int, int, int], None]
 
-#: Bytes of records a worker takes at a time: some 250,000 ids of text or 1 M as numbers, so that most windows that
-#: repeat do so within one of them, and a worker's memory stays small.
-PORTION = 4 * 2**20
+#: Bytes of records that a worker takes at a time: some 100,000 ids of text or 500,000 as numbers.
+PORTION = 2 * 2**20
 
 #: Seconds between checkpoints, and how many times as long as one takes.
 _EVERY, _TIMES = 60.0, 20.0
@@ -94,14 +93,7 @@ def build_tally(
     """
     build = build or Build()
     reader = Reader(inputs, fields=sifter.fields, max_malformed=max_malformed, stdin=stdin)
-    kind = About(
-        window=sifter.window,
-        special_ids=sifter.special_ids,
-        tokenizer=sifter.tokenizer.digest(),
-        capacity=build.capacity,
-        prompt_policy=sifter.policy.value,
-        duplicates="kept" if build.keep_duplicates else "once",
-    )
+    kind = kind_of(sifter, build)
     options = {
         "inputs": reader.names,
         "portion": build.portion,
@@ -121,7 +113,7 @@ def build_tally(
     numbered = NumberedPortions(reader, size=build.portion, keep_duplicates=build.keep_duplicates, start=place)
     due = time.monotonic() + build.every
     tasks = ((portion, seen, tally.level) for portion, seen in numbered)
-    for number, part in enumerate(in_order(tasks, _Tallier(sifter), workers=build.workers), start=place.portions + 1):
+    for number, part in enumerate(in_order(tasks, Tallier(sifter), workers=build.workers), start=place.portions + 1):
         tally.add(part.rows)
         about = about.added(part.about)
         progress(reader.bytes_done, about.accounting.read, about.tokens)
@@ -132,8 +124,7 @@ def build_tally(
             due = time.monotonic() + max(build.every, _TIMES * (time.monotonic() - began))
     reader.accounting.add(about.accounting)
     reader.finish()
-    inputs_read = tuple(sorted((digest, name) for name, digest in reader.digests.items()))
-    result = TallyFile(about=about.added(_inputs_only(kind, inputs_read)), rows=tally.rows())
+    result = TallyFile(about=about.added(of_inputs(kind, reader.digests)), rows=tally.rows())
     write_tally(out, result)
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
@@ -141,18 +132,25 @@ def build_tally(
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
+    """The tally of a portion."""
+
     about: About
     rows: TallyRows
 
 
-class _Tallier:
-    """Tally one portion."""
+class Tallier:
+    """Tally one portion. It can be sent to another process.
+
+    Args:
+        sifter: parses and tokenises.
+    """
 
     def __init__(self, sifter: Sifter) -> None:
         self._sifter = sifter
 
-    def __call__(self, portion: Portion, seen: npt.NDArray[np.bool_], level: int) -> _Part:
+    def __call__(self, portion: Portion, seen: npt.NDArray[np.bool_], level: int) -> Part:
+        """Return the rows of a portion, of the windows kept at *level*; *seen*: records that were there before."""
         found = self._sifter.sift(portion, seen)
         positions = self._sifter.positions(found)
         about = About(
@@ -171,7 +169,7 @@ class _Tallier:
             fingerprints=frozenset(found.fingerprints),
             accounting=found.accounting,
         )
-        return _Part(about, TallyRows.of_positions(positions, window=self._sifter.window, level=level))
+        return Part(about, TallyRows.of_positions(positions, window=self._sifter.window, level=level))
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,13 +193,18 @@ def _checkpoint(path: Path, kind: About, options: dict[str, Any]) -> _Before | N
     return _Before(tally.about, tally.rows, Place.of_json(beside))
 
 
-def _inputs_only(kind: About, inputs: tuple[tuple[str, str], ...]) -> About:
+def kind_of(sifter: Sifter, build: Build) -> About:
+    """Return what the tally of nothing is of."""
     return About(
-        window=kind.window,
-        special_ids=kind.special_ids,
-        tokenizer=kind.tokenizer,
-        capacity=kind.capacity,
-        prompt_policy=kind.prompt_policy,
-        duplicates=kind.duplicates,
-        inputs=inputs,
+        window=sifter.window,
+        special_ids=sifter.special_ids,
+        tokenizer=sifter.tokenizer.digest(),
+        capacity=build.capacity,
+        prompt_policy=sifter.policy.value,
+        duplicates="kept" if build.keep_duplicates else "once",
     )
+
+
+def of_inputs(kind: About, digests: Mapping[str, str]) -> About:
+    """Return *kind* with the digests of inputs by name, and nothing else in it."""
+    return replace(kind, inputs=tuple(sorted((digest, name) for name, digest in digests.items())))

@@ -4,9 +4,10 @@
     python benchmarks/studies/corpora.py measure FOLDER --workers 2 [--capacity 16777216] [--kill 2]
 
 `make` writes Parquet files of Zipf-distributed ids (exponent 1.2 over SmolLM2's vocabulary) in documents of 1,000, from
-a seed. `measure` runs `taggant tally build` in a process of its own and prints a row: tokens, seconds, tokens a second
-(and a worker), the largest resident memory of all its processes together, windows kept, pairs. With `--kill N` the run
-is also made a second time, killed (kill -9) N times on the way and gone on with, and the files are compared.
+a seed. `measure` runs `taggant tally build` in a process of its own and prints a row: tokens, bytes, workers, seconds,
+seconds of all cores together, tokens for each of those, the largest resident memory of all its processes together, the
+windows kept, pairs. With `--kill N` the run is made a second time, killed (kill -9) N times and gone on with,
+and the files are compared.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -55,13 +57,13 @@ def make(folder: Path, tokens: int) -> None:
 
 
 def resident(pid: int) -> int:
-    """Return the resident kilobytes of a process and all below it (pages that they share count for each)."""
+    """Return the resident kilobytes of a process and all below it together: pages that they share count once (PSS)."""
     total, waiting = 0, [pid]
     while waiting:
         one = waiting.pop()
         try:
-            for line in Path(f"/proc/{one}/status").read_text(encoding="ascii").splitlines():
-                total += int(line.split()[1]) if line.startswith("VmRSS") else 0
+            for line in Path(f"/proc/{one}/smaps_rollup").read_text(encoding="ascii").splitlines():
+                total += int(line.split()[1]) if line.startswith("Pss:") else 0
             for task in Path(f"/proc/{one}/task").iterdir():
                 waiting += map(int, (task / "children").read_text(encoding="ascii").split())
         except (OSError, ValueError):
@@ -79,7 +81,7 @@ def run(command: list[str], *, until: float = float("inf")) -> tuple[bool, float
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return False, time.monotonic() - began, most
-        time.sleep(0.05)
+        time.sleep(0.2)
     if process.returncode:
         raise SystemExit(process.returncode)
     return True, time.monotonic() - began, most
@@ -96,12 +98,16 @@ def measure(folder: Path, workers: int, capacity: int, kills: int, every: float)
         files = [str(file) for file in sorted(folder.glob("*.parquet"))]
         return [sys.executable, "-m", "cli", "tally", "build", *files, "--out", str(path), *options]
 
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     _, seconds, most = run(command(out))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     tally, _ = read_tally(out)
     tokens = tally.about.tokens
     size = sum(file.stat().st_size for file in folder.glob("*.parquet"))
     print(
-        f"| {tokens:,} | {size / 1e9:.1f} GB | {workers} | {seconds:.1f} s | {tokens / seconds / 1e6:.1f} M/s | "
+        f"| {tokens:,} | {size / 1e9:.1f} GB | {workers} | {seconds:.1f} s | {busy:.1f} s | "
+        f"{tokens / busy / 1e6:.1f} M | "
         f"{most / 1e6:.2f} GB | 1 in {2**tally.rows.level} | {tally.rows.pairs:,} |",
         flush=True,
     )

@@ -257,7 +257,7 @@ def _block(
         if made.startswith(b"PAR1"):
             # Arrow is C++: what it does not foresee may end the process.
             current.write_bytes(made)
-        signal.setitimer(signal.ITIMER_REAL, 20)
+        signal.setitimer(signal.ITIMER_REAL, 60)
         try:
             outcomes[try_one(form, made, sifter)] += 1
         except Exception as error:
