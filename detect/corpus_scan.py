@@ -9,12 +9,10 @@ What grows with the corpus is the set of digests that duplicates are told by, so
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +23,7 @@ import numpy.typing as npt
 import rfc8785
 
 from detect.arrow_rows import need_pyarrow
+from detect.document_file import VERDICTS, WRITERS
 from detect.false_discovery import benjamini_hochberg, benjamini_yekutieli
 from detect.inputs import Portion
 from detect.mark import GreenListMark, Mark
@@ -224,7 +223,7 @@ def scan_corpus(
             another format or cannot be written.
     """
     need_pyarrow()
-    if out.suffix not in _WRITERS:
+    if out.suffix not in WRITERS:
         raise UsageError(f"{printable(out)}: expected a file .parquet, .jsonl or .csv to write")
     if not 0 < level < 1:
         raise UsageError(f"level: expected a probability between 0 and 1, got {level}")
@@ -278,13 +277,13 @@ def _finish(
     verdicts = dict.fromkeys(Verdict, 0)
     any_dependence = 0
     with writing_whole(out, what="the documents") as partial:
-        with _WRITERS[out.suffix](partial, isinstance(mark, GreenListMark)) as write:
+        with WRITERS[out.suffix](partial, isinstance(mark, GreenListMark)) as write:
             for batch in parts.batches():
                 log10_p, smallest = batch["log10_p"], batch["smallest"]
                 finding, sure = log10_p <= bound, log10_p <= strict
                 short = ~finding & (smallest > max(bound, first))
                 verdict = np.where(finding, 0, np.where(short, 2, 1))
-                for code, one in enumerate((Verdict.DEPENDS, Verdict.NO_SIGN, Verdict.TOO_SHORT)):
+                for code, one in enumerate(VERDICTS):
                     verdicts[one] += int(np.count_nonzero(verdict == code))
                 any_dependence += int(np.count_nonzero(sure))
                 write(batch, verdict, sure)
@@ -389,82 +388,3 @@ class _Parts:
 
     def _path(self, number: int) -> Path:
         return self._folder / f"part-{number:08}.parquet"
-
-
-_NAMES = tuple(verdict.value for verdict in (Verdict.DEPENDS, Verdict.NO_SIGN, Verdict.TOO_SHORT))
-
-
-class _Writer:
-    """Write rows in one format, within a `with`."""
-
-    def __init__(self, path: Path, counts: bool) -> None:
-        self._path = path
-        self._counts = counts
-
-    def rows(self, batch: dict[str, Any], verdict: npt.NDArray[Any], sure: npt.NDArray[Any]) -> Iterable[list[Any]]:
-        """Yield the values of each row."""
-        scores = batch["score"].astype(np.int64) if self._counts else batch["score"]
-        columns = (batch["pairs"], scores, batch["log10_p"], np.array(_NAMES, dtype=object)[verdict], sure)
-        return map(list, zip(batch["source"], *(column.tolist() for column in columns), strict=True))
-
-
-_COLUMNS = ("source", "pairs", "score", "log10_p", "verdict", "any_dependence")
-
-
-class _Parquet(_Writer):
-    def __enter__(self) -> Callable[[dict[str, Any], npt.NDArray[Any], npt.NDArray[Any]], None]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        kinds = (pa.string(), pa.int64(), pa.int64() if self._counts else pa.float64(), pa.float64(), pa.string())
-        self._schema = pa.schema(list(zip(_COLUMNS, (*kinds, pa.bool_()), strict=True)))
-        self._out = pq.ParquetWriter(self._path, self._schema, compression="zstd")
-        return self.write
-
-    def write(self, batch: dict[str, Any], verdict: npt.NDArray[Any], sure: npt.NDArray[Any]) -> None:
-        import pyarrow as pa
-
-        scores = batch["score"].astype(np.int64) if self._counts else batch["score"]
-        named = pa.array(np.array(_NAMES, dtype=object)[verdict].tolist(), pa.string())
-        columns = [pa.array(batch["source"], pa.string()), batch["pairs"], scores, batch["log10_p"], named, sure]
-        self._out.write_table(pa.table([pa.array(column) for column in columns], schema=self._schema))
-
-    def __exit__(self, *exception: object) -> None:
-        self._out.close()
-
-
-class _Lines(_Writer):
-    def __enter__(self) -> Callable[[dict[str, Any], npt.NDArray[Any], npt.NDArray[Any]], None]:
-        self._out = self._path.open("w", encoding="ascii")
-        return self.write
-
-    def write(self, batch: dict[str, Any], verdict: npt.NDArray[Any], sure: npt.NDArray[Any]) -> None:
-        for row in self.rows(batch, verdict, sure):
-            self._out.write(json.dumps(dict(zip(_COLUMNS, row, strict=True))) + "\n")
-
-    def __exit__(self, *exception: object) -> None:
-        self._out.close()
-
-
-class _Cells(_Writer):
-    def __enter__(self) -> Callable[[dict[str, Any], npt.NDArray[Any], npt.NDArray[Any]], None]:
-        self._out = self._path.open("w", encoding="utf-8", newline="")
-        self._csv = csv.writer(self._out)
-        self._csv.writerow(_COLUMNS)
-        return self.write
-
-    def write(self, batch: dict[str, Any], verdict: npt.NDArray[Any], sure: npt.NDArray[Any]) -> None:
-        for source, *others in self.rows(batch, verdict, sure):
-            # A spreadsheet runs a cell that begins so as a formula; a file may be named like one.
-            safe = "'" + source if source.startswith(("=", "+", "-", "@", "\t", "\r")) else source
-            self._csv.writerow([safe, *others])
-
-    def __exit__(self, *exception: object) -> None:
-        self._out.close()
-
-
-_WRITERS: dict[str, type[_Parquet] | type[_Lines] | type[_Cells]] = {
-    ".parquet": _Parquet,
-    ".jsonl": _Lines,
-    ".csv": _Cells,
-}
