@@ -35,7 +35,7 @@ def benjamini_hochberg(parts: Parts, *, tests: int, level: float) -> float:
 
     >>> parts = lambda: [np.array([-4.0, -2.0]), np.array([-1.5, -0.1])]
     >>> round(benjamini_hochberg(parts, tests=4, level=0.05), 3)
-    -1.602
+    -1.426
 
     Args:
         parts: the log10 p-values; read some times.
