@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from io import TextIOWrapper
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from detect.records import Document, Fields
     from detect.reference_choice import ChosenReference, ReferenceChoice
     from detect.supervised import SupervisedTest
+    from detect.tally_file import TallyFile
     from detect.weighting import Weighting
     from watermark.tokenizer import Tokenizer
 
@@ -64,6 +65,12 @@ evidence = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(evidence, name="evidence")
+tally = typer.Typer(
+    help="The evidence of any amount of text, without the key: build, merge, score where the key is.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(tally, name="tally")
 
 
 class TableFormat(StrEnum):
@@ -94,7 +101,8 @@ class Prompts(StrEnum):
 Inputs = Annotated[
     list[str],
     typer.Argument(
-        metavar="INPUT", help="JSON Lines or text, also .gz; files, folders, globs, or - for standard input."
+        metavar="INPUT",
+        help="JSON Lines, CSV, Parquet or text, also .gz and .zst; files, folders, globs, or - for standard input.",
     ),
 ]
 KeyringOption = Annotated[
@@ -1688,6 +1696,257 @@ def evidence_report(
         page, card = write_evidence_report(verification, out, command=command)
     typer.echo(f"{verdict_line(verification)}\n{page}\n{card}")
     raise typer.Exit(verification.exit_code)
+
+
+WorkersOption = Annotated[
+    int, typer.Option(min=0, max=1024, help="Processes; 0: one a core that this process may use.")
+]
+KeepDuplicatesOption = Annotated[
+    bool, typer.Option("--keep-duplicates", help="Count identical records as often as they are there.")
+]
+TallyPrompts = Annotated[
+    Prompts,
+    typer.Option(help="Windows left out for standing in a prompt: those of the record's own, or none (clean)."),
+]
+
+
+@tally.command("build")
+def tally_build(
+    inputs: Inputs,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The tally to write; an interrupted run is gone on with.")],
+    tokenizer: Annotated[
+        str, typer.Option("--tokenizer", "-t", metavar="NAME_OR_FILE", help="The generating model's.")
+    ] = "smollm2",
+    window: Annotated[int, typer.Option(min=1, max=8, help="Ids hashed for each choice, as the scope has it.")] = 2,
+    special: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID_OR_TOKEN", help="A further special id of the scope that the tokenizer does not flag."),
+    ] = None,
+    capacity: Annotated[
+        int, typer.Option(min=1, max=2**31 - 1, help="Distinct pairs kept at most; beyond it windows are sampled.")
+    ] = 2**24,
+    prompts: TallyPrompts = Prompts.own,
+    keep_duplicates: KeepDuplicatesOption = False,
+    workers: WorkersOption = 0,
+    checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints at least.")] = 60.0,
+    daft: Annotated[bool, typer.Option("--daft", help="Let Daft's engine schedule the files (extra daft).")] = False,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Let Daft schedule them on this Ray cluster (extra ray).")
+    ] = None,
+    max_malformed: MaxMalformedOption = 0,
+    retokenize: RetokenizeOption = False,
+    prompt_field: PromptFieldOption = "prompt",
+    response_field: ResponseFieldOption = "response",
+    text_field: TextFieldOption = "text",
+    messages_field: MessagesFieldOption = "messages",
+    ids_field: IdsFieldOption = "token_ids",
+    json: JsonOption = False,
+) -> None:
+    """Tally the distinct pairs of any amount of text. No key is needed, and none is in the file (extra corpora)."""
+    from detect.portions import Sifter
+    from detect.records import Fields
+    from detect.tally import PromptPolicy
+    from detect.tally_build import Build, build_tally
+    from detect.terminal import reading
+
+    chosen = _tokenizer(tokenizer)
+    special_ids = {*chosen.special_ids, *(chosen.special_id(name) for name in special or [])}
+    sifter = Sifter(
+        chosen,
+        window=window,
+        special_ids=tuple(sorted(special_ids)),
+        policy=PromptPolicy(prompts.value),
+        fields=Fields(
+            prompt=prompt_field, response=response_field, text=text_field, messages=messages_field, token_ids=ids_field
+        ),
+        retokenize=retokenize,
+    )
+    build = Build(
+        capacity=capacity,
+        keep_duplicates=keep_duplicates,
+        workers=_workers(workers, inputs),
+        every=checkpoint_seconds,
+    )
+    if daft or ray is not None:
+        from detect.daft_plan import build_tally_on_daft
+
+        built = build_tally_on_daft(inputs, sifter, out=out, build=build, max_malformed=max_malformed, ray=ray)
+        _show_tally(built, json=json)
+        return
+    with reading(_bytes_of(inputs)) as progress:
+        built = build_tally(
+            inputs, sifter, out=out, build=build, max_malformed=max_malformed, progress=progress, resumed=_resumed
+        )
+    _show_tally(built, json=json)
+
+
+@tally.command("merge")
+def tally_merge(
+    tallies: Annotated[list[Path], typer.Argument(metavar="TALLY", help="What tally build wrote.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The tally to write.")],
+    json: JsonOption = False,
+) -> None:
+    """Add tallies up, as if one build had read all that they are of (extra corpora)."""
+    from detect.tally_file import merge_tallies, write_tally
+    from detect.terminal import busy
+
+    with busy("adding up"):
+        merged = merge_tallies(tallies)
+        write_tally(out, merged)
+    _show_tally(merged, json=json)
+
+
+@tally.command("score")
+def tally_score(
+    path: Annotated[Path, typer.Argument(metavar="TALLY", help="What tally build or tally merge wrote.")],
+    keyring: KeyringOption = None,
+    scope: ScopeOption = None,
+    mark: MarkOption = None,
+    decoys: Annotated[int, typer.Option(min=0, help="Decoy keys.")] = 99,
+    level: LevelOption = 1e-6,
+    exit_code: ExitCodeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Test whether the texts of a tally depend on a key: the pooled test of detect text (extra corpora)."""
+    from detect.corpus_tables import score_json, score_tables, warnings_of_tally
+    from detect.tally_file import read_tally
+    from detect.tally_score import score_tally
+    from detect.terminal import busy, show
+    from detect.verdict import Verdict
+    from watermark.errors import UsageError, printable
+
+    marks = _marks(keyring, scope, mark)
+    with busy("scoring"):
+        read, beside = read_tally(path)
+        if beside is not None:
+            raise UsageError(f"{printable(path)} is the checkpoint of a build that is not done: finish it first")
+        results = score_tally(read, [key for key, _ in marks], decoys=decoys, level=level)
+    warned = [
+        warnings_of_tally(read.about, fingerprint=key.fingerprint, activated=key.activated, published=published)
+        for key, published in marks
+    ]
+    if json:
+        _print_json(score_json(results, read, warned))
+    else:
+        show(score_tables(results, read, warned))
+    if exit_code is not None and any(result.verdict is Verdict.DEPENDS for result in results):
+        raise typer.Exit(exit_code)
+
+
+@detect.command("corpus")
+def detect_corpus(
+    inputs: Inputs,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", help="A row a document, .parquet, .jsonl or .csv; an interrupted run is gone on with."
+        ),
+    ],
+    keyring: KeyringOption = None,
+    scope: ScopeOption = None,
+    mark: MarkOption = None,
+    tokenizer: TokenizerOption = None,
+    prompts: TallyPrompts = Prompts.own,
+    level: Annotated[
+        float, typer.Option(callback=_probability, help="Share of the findings that may be false, as expected.")
+    ] = 0.01,
+    keep_duplicates: KeepDuplicatesOption = False,
+    workers: WorkersOption = 0,
+    max_malformed: MaxMalformedOption = 0,
+    retokenize: RetokenizeOption = False,
+    prompt_field: PromptFieldOption = "prompt",
+    response_field: ResponseFieldOption = "response",
+    text_field: TextFieldOption = "text",
+    messages_field: MessagesFieldOption = "messages",
+    ids_field: IdsFieldOption = "token_ids",
+    json: JsonOption = False,
+) -> None:
+    """Tell which of millions of documents are marked, by Benjamini and Hochberg (extra corpora)."""
+    from detect.corpus_scan import scan_corpus
+    from detect.corpus_tables import scan_json, scan_tables, warnings_of_tally
+    from detect.portions import Sifter
+    from detect.records import Fields
+    from detect.tally import PromptPolicy
+    from detect.terminal import reading, show
+    from watermark.errors import UsageError
+
+    marks = _marks(keyring, scope, mark)
+    if len(marks) != 1:
+        raise UsageError(f"detect corpus tests one key, and {len(marks)} were given: name the scope with --scope")
+    key, published = marks[0]
+    sifter = Sifter(
+        _tokenizer_of(tokenizer, [key]),
+        window=key.window,
+        special_ids=key.special_ids,
+        policy=PromptPolicy(prompts.value),
+        fields=Fields(
+            prompt=prompt_field, response=response_field, text=text_field, messages=messages_field, token_ids=ids_field
+        ),
+        retokenize=retokenize,
+    )
+    with reading(_bytes_of(inputs)) as progress:
+        scan = scan_corpus(
+            inputs,
+            sifter,
+            key,
+            out=out,
+            level=level,
+            keep_duplicates=keep_duplicates,
+            workers=_workers(workers, inputs),
+            load=_loading(keyring, mark, key.name),
+            max_malformed=max_malformed,
+            progress=progress,
+            resumed=_resumed,
+        )
+    warned = warnings_of_tally(scan, fingerprint=key.fingerprint, activated=key.activated, published=published)
+    if json:
+        _print_json(scan_json(scan, warned, out=str(out)))
+    else:
+        show(scan_tables(scan, warned))
+
+
+def _loading(keyrings: list[Path] | None, others: list[str] | None, name: str) -> Callable[[], Mark]:
+    """Return what loads the one key given, in another process."""
+    from functools import partial
+
+    from detect.corpus_scan import load_scope
+    from watermark.keyring import Keyring
+
+    for path in keyrings or []:
+        if any(scope.name == name for scope in Keyring.load(path).scopes):
+            return partial(load_scope, path, name)
+    from detect.marks.mark_file import load_mark
+
+    return partial(load_mark, (others or [""])[0])
+
+
+def _show_tally(built: TallyFile, *, json: bool) -> None:
+    from detect.corpus_tables import tally_json, tally_table
+    from detect.terminal import show
+
+    if json:
+        _print_json(tally_json(built))
+    else:
+        show(tally_table(built))
+
+
+def _resumed(records: int) -> None:
+    typer.echo(f"going on after {records:,} records that an earlier run did", err=True)
+
+
+def _bytes_of(inputs: list[str]) -> int | None:
+    from detect.records import Reader
+
+    return Reader(inputs).bytes_total
+
+
+def _workers(asked: int, inputs: list[str]) -> int:
+    """Return the processes to use: one where starting others takes longer than the work."""
+    if asked:
+        return asked
+    size = _bytes_of(inputs)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if size is not None and size < 32 * 2**20 else cores
 
 
 def _marks(keyrings: list[Path] | None, names: list[str] | None, others: list[str] | None) -> list[tuple[Mark, bool]]:

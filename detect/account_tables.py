@@ -12,7 +12,7 @@ from detect.attribution import Attribution
 from detect.cohorts import CohortResult
 from detect.corpus import Corpus
 from detect.result_json import inputs_json
-from detect.result_tables import accounting_text, grid, p_value, warning_lines
+from detect.result_tables import accounting_text, grid, p_value, warnings_text
 from detect.verdict import Verdict
 from detect.warning import Warned
 from watermark import __version__
@@ -44,7 +44,7 @@ def attribution_tables(
                 table.add_row(printable(each.account, 80), f"{each.z:.2f}", *shown)
             parts.append(table)
         parts.append(Text(_verdict(text, level)))
-    return Group(*parts, accounting_text(corpus.accounting), *warning_lines(warned), Text(), Text(_SAYS))
+    return Group(*parts, accounting_text(corpus.accounting), *warnings_text(warned), Text(), Text(_SAYS))
 
 
 def _head(text: Attribution) -> str:
@@ -128,7 +128,7 @@ def cohorts_tables(result: CohortResult, corpus: Corpus, warned: Sequence[Warned
         Text(f"found: {', '.join(found)}" if found else "no cluster is found"),
         Text(f"by e-BH at a false discovery rate of {result.level:g} over {len(result.findings):,} clusters"),
         accounting_text(corpus.accounting),
-        *warning_lines(warned),
+        *warnings_text(warned),
         Text(),
         Text(_COHORTS_SAY),
     )

@@ -13,7 +13,7 @@ from detect.records import Accounting, Document, Reader, Text
 from watermark.errors import InputError
 from watermark.tokenizer import Tokenizer
 
-__all__ = ["Corpus", "read_corpus"]
+__all__ = ["Corpus", "encode", "read_corpus"]
 
 Ids = npt.NDArray[np.uint32]
 
@@ -100,17 +100,8 @@ def read_corpus(
     without_prompt = from_ids = 0
     cache: dict[str, Ids] = {}
     for document in progress(reader):
-        try:
-            encoded = [_ids(text, document, tokenizer, retokenize=retokenize) for text in document.texts]
-        except InputError as error:
-            # Counted like what the reader refuses, which raises at the end if there is more of it than allowed.
-            reader.accounting.refuse(f"{document.source}: {error}")
-            continue
-        if not encoded:
-            reader.accounting.exclude("no answer in it")
-            continue
-        if all(len(ids) <= window for ids, _ in encoded):
-            reader.accounting.exclude("not longer than the window")
+        encoded = encode(document, tokenizer, reader.accounting, window=window, retokenize=retokenize)
+        if encoded is None:
             continue
         reader.accounting.score()
         if document.fingerprint is not None:
@@ -144,6 +135,28 @@ def read_corpus(
         fingerprints=frozenset(fingerprints),
         accounts=tuple(accounts),
     )
+
+
+def encode(
+    document: Document, tokenizer: Tokenizer, accounting: Accounting, *, window: int, retokenize: bool
+) -> list[tuple[Ids, bool]] | None:
+    """Return the ids of each text of a document and whether they are those of the record.
+
+    None if there is nothing to score, which *accounting* then has with the reason; a document to score is not counted.
+    """
+    try:
+        encoded = [_ids(text, document, tokenizer, retokenize=retokenize) for text in document.texts]
+    except InputError as error:
+        # Counted like what the reader refuses, which raises at the end if there is more of it than allowed.
+        accounting.refuse(f"{document.source}: {error}")
+        return None
+    if not encoded:
+        accounting.exclude("no answer in it")
+        return None
+    if all(len(ids) <= window for ids, _ in encoded):
+        accounting.exclude("not longer than the window")
+        return None
+    return encoded
 
 
 def _ids(text: Text, document: Document, tokenizer: Tokenizer, *, retokenize: bool) -> tuple[Ids, bool]:

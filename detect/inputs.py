@@ -1,11 +1,12 @@
-"""Files, folders, patterns and standard input, cut into the bytes of records (DESIGN 6).
+"""Files, folders, patterns and standard input, cut into the bytes or the rows of records (DESIGN 6).
 
-`find_inputs` says what there is to read, in a stable order and each file once; `opened` gives one of them as
-a `Source` of `RawRecord`s, with gzip undone, in constant memory.
+Every input comes as raw records, each with its place; gzip and zstd are undone on the way, in constant memory.
 
 Lines are bytes that end in a line feed, and nothing else ends one: U+2028 is a character of a text. What
 stands in them is another module's concern; only a blank line is no record, and one that is over its limit is
-a record with a problem.
+a record with a problem. A record of a CSV file is a line, or several where a quoted cell holds line feeds.
+
+What unpacks to more than `MAX_RATIO` times its size is a bomb: reading ends there, with a problem.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import io
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -24,40 +25,70 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
+from detect.arrow_rows import ArrowRows, arrow_rows
+from detect.delimited import header_of
 from detect.strict_json import UTF16_MARKS
-from watermark.errors import InputError, UsageError, printable
+from watermark.errors import InputError, MissingExtraError, UsageError, printable
 
-__all__ = ["MAX_LINE", "MAX_TEXT", "Input", "RawRecord", "Source", "find_inputs", "opened", "shown_path"]
+__all__ = [
+    "MAX_LINE",
+    "MAX_RATIO",
+    "MAX_TEXT",
+    "PORTION",
+    "Input",
+    "Portion",
+    "RawRecord",
+    "Source",
+    "find_inputs",
+    "opened",
+    "shown_path",
+]
 
 #: Bytes of one line. A longer one is malformed, and is passed over without being held.
 MAX_LINE = 64 * 2**20
 
+#: Bytes of records that are handed on together.
+PORTION = 2**20
+
 #: Bytes of one text file, or of what a gzip file holds.
 MAX_TEXT = 256 * 2**20
 
+#: What a gzip or zstd stream may unpack to, in times of its size, beyond the first MAX_TEXT bytes. Answers of models
+#: unpack to some 5 times theirs; gzip cannot reach more than 1,032, zstd reaches 30,000.
+MAX_RATIO = 500
+
+#: The largest window of a zstd stream: what unpacking it holds in memory. `zstd --long=27` is the most that the zstd
+#: command itself unpacks without being told.
+_MAX_WINDOW = 2**27
+
 LINES = (".jsonl", ".ndjson")
 TEXTS = (".txt", ".md", ".py")
-NOT_READ = {
-    ".parquet": "Parquet",
-    ".csv": "CSV",
-    ".tsv": "CSV",
-    ".zst": "zstd",
-    ".zstd": "zstd",
-    ".bz2": "bzip2",
-    ".xz": "xz",
-    ".zip": "zip",
-}
-_MAGIC = {b"PAR1": ".parquet", b"\x28\xb5\x2f\xfd": ".zst"}
+TABLES = (".parquet", ".csv", ".tsv")
+_PACKED = (".gz", ".zst", ".zstd")
+NOT_READ = {".bz2": "bzip2", ".xz": "xz", ".zip": "zip"}
+_MAGIC = {b"PK\x03\x04": ".zip", b"\xfd7zX": ".xz"}
+_GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+
+#: Compressed bytes unpacked at a time: zstd makes at most some 33 MB of them.
+_SIP = 1024
 
 _PASSED_OVER = "files passed over in folders: hidden, or of a suffix that is not read"
 _BLANK = b" \t\r\n"
 _CHUNK = 2**20
 _UTF8_MARK = b"\xef\xbb\xbf"
 
+#: What a record of a line costs beside its bytes.
+_OVERHEAD = 100
+
 
 class _Form(Enum):
     LINES = auto()
     TEXT = auto()
+    PARQUET = auto()
+    COMMAS = auto()
+    """CSV."""
+    TABS = auto()
+    """CSV with tabs for commas."""
     EITHER = auto()
     """Told by the first character."""
 
@@ -81,11 +112,42 @@ class RawRecord(NamedTuple):
     name: str
     """"answers.jsonl:12", "-:3" or "novel.txt", with control characters escaped."""
     line: int | None
-    """Its number, from 1; None: a text file."""
+    """Its number, from 1; None: a text file. Of a Parquet file the row's."""
     content: bytes
-    """Empty if there is a problem."""
+    """Empty if there is a problem, or a row."""
     problem: str | None = None
     """What was expected and what was found."""
+    row: Mapping[str, object] | None = None
+    """The values by column where the file is a table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Some records in a row, as they are sent to whoever parses them."""
+
+    name: str
+    cut: Sequence[RawRecord] | ArrowRows
+
+    def __len__(self) -> int:
+        return self.cut.length if isinstance(self.cut, ArrowRows) else len(self.cut)
+
+    def records(self) -> Iterator[RawRecord]:
+        """Yield each record."""
+        if not isinstance(self.cut, ArrowRows):
+            yield from self.cut
+            return
+        for number, row in enumerate(self.cut.rows(), self.cut.first):
+            name = f"{self.name}:{number}"
+            if isinstance(row, str):
+                yield RawRecord(name, number, b"", row)
+            else:
+                yield RawRecord(name, number, b"", row=row)
+
+    def digests(self) -> list[bytes]:
+        """Return each record's digest, 16 bytes; of one with a problem nothing is known, and its digest is empty."""
+        if isinstance(self.cut, ArrowRows):
+            return self.cut.digests()
+        return [_digest(raw) for raw in self.cut]
 
 
 class Source:
@@ -95,17 +157,79 @@ class Source:
         UsageError: it begins as a file of a format that is not read.
     """
 
-    def __init__(self, file: Input, stream: BinaryIO) -> None:
+    def __init__(self, file: Input, stream: BinaryIO, *, columns: Sequence[str] = ()) -> None:
         self._file = file
+        self._columns = columns
         self._tap = tap = _Tap(stream)
         if (suffix := _MAGIC.get(tap.magic)) is not None:
             raise UsageError(_not_read(file.name, suffix))
+        self._form = _Form.PARQUET if tap.magic == _PARQUET else file.form
+        self._packed: str | None = None
         self._stream: BinaryIO = io.BufferedReader(tap)
-        if tap.magic.startswith(b"\x1f\x8b") or file.name.lower().endswith(".gz"):
-            self._stream = gzip.GzipFile(fileobj=self._stream)  # type: ignore[assignment]
+        name = file.name.lower()
+        if tap.magic.startswith(_GZIP) or name.endswith(".gz"):
+            self._packed = "gzip"
+            self._stream = io.BufferedReader(_Unpacked(gzip.GzipFile(fileobj=self._stream), tap), _CHUNK)
+        elif tap.magic == _ZSTD or name.endswith((".zst", ".zstd")):
+            self._packed = "zstd"
+            self._stream = io.BufferedReader(_Unpacked(_Zstd(self._stream), tap), _CHUNK)
+        self._raw = stream
+        self._sought: int | None = None
 
     def records(self) -> Iterator[RawRecord]:
-        """Yield each record; if a gzip stream is damaged, the last of them says so."""
+        """Yield each record; if a compressed stream or a Parquet file is damaged, the last of them says so."""
+        for portion in self.portions(PORTION):
+            yield from portion.records()
+
+    def portions(self, size: int) -> Iterator[Portion]:
+        """Yield the records in portions of some *size* bytes: the same ones whenever the file is read."""
+        if self._form is _Form.PARQUET:
+            yield from self._tables(size)
+            return
+        held: list[RawRecord] = []
+        held_bytes = 0
+        for record in self._mended():
+            held.append(record)
+            held_bytes += len(record.content) + _OVERHEAD
+            if held_bytes >= size:
+                yield Portion(self._file.name, held)
+                held, held_bytes = [], 0
+        if held:
+            yield Portion(self._file.name, held)
+
+    def digest(self) -> str:
+        """Read to the end and return the SHA-256 of the bytes, compressed if they were, in hexadecimal."""
+        return self._tap.digest()
+
+    @property
+    def bytes_read(self) -> int:
+        """How much of the file was read, compressed if it is."""
+        return self._tap.count if self._sought is None else self._sought
+
+    def _tables(self, size: int) -> Iterator[Portion]:
+        name = self._file.name
+        if self._packed is not None or self._tap.magic != _PARQUET:
+            found = f"one in {self._packed}: unpack it" if self._packed else "no Parquet in it"
+            yield _trouble(name, f"expected a Parquet file, found {found}")
+            return
+        read = 0
+        try:
+            self._raw.seek(0)
+            for rows in arrow_rows(self._raw, columns=self._columns, size=size):
+                read += rows.length
+                self._sought = rows.file_bytes
+                yield Portion(name, rows)
+        except InputError as error:
+            yield _trouble(name, f"{error} (after row {read}: what follows it is lost)")
+        except io.UnsupportedOperation:
+            raise UsageError(f"{name}: Parquet cannot be read from a pipe: name the file") from None
+        # The digest is of the whole file, from its beginning.
+        self._raw.seek(len(self._tap.magic))
+        self._tap.rewind()
+        self._sought = None
+
+    def _mended(self) -> Iterator[RawRecord]:
+        """Yield each record; if a compressed stream is damaged or a bomb, the last of them says so."""
         last = 0
         try:
             for record in self._cut():
@@ -114,17 +238,15 @@ class Source:
             return
         except EOFError:
             found = "its end: it was cut short"
-        except (zlib.error, gzip.BadGzipFile):
+        except _BombError:
+            found = f"one that unpacks to more than {MAX_RATIO} times its size, a bomb"
+        except (zlib.error, gzip.BadGzipFile, _DamagedError):
             found = "damage"
-        problem = f"expected a whole gzip stream, found {found} after line {last}: what follows it is lost"
+        problem = f"expected a whole {self._packed} stream, found {found} after line {last}: what follows it is lost"
         yield RawRecord(self._file.name, None, b"", problem)
 
-    def digest(self) -> str:
-        """Read to the end and return the SHA-256 of the bytes, compressed if they were, in hexadecimal."""
-        return self._tap.digest()
-
     def _cut(self) -> Iterator[RawRecord]:
-        name, form, blank, first = self._file.name, self._file.form, b"", b""
+        name, form, blank, first = self._file.name, self._form, b"", b""
         if form is _Form.EITHER:
             blank, first = _first_line(self._stream)
             form = _Form.LINES if first.removeprefix(_UTF8_MARK).lstrip(_BLANK).startswith(b"{") else _Form.TEXT
@@ -136,20 +258,58 @@ class Source:
             elif not _is_blank(content):
                 yield RawRecord(name, None, content)
             return
+        if form in (_Form.COMMAS, _Form.TABS):
+            yield from self._cells("," if form is _Form.COMMAS else "\t")
+            return
         for number, line in _lines(self._stream, blank.count(b"\n") + 1, first):
             if len(line) > MAX_LINE:
-                problem = f"expected a line of at most {MAX_LINE:,} bytes, found a longer one"
-                yield RawRecord(f"{name}:{number}", number, b"", problem)
+                yield RawRecord(f"{name}:{number}", number, b"", _too_long())
             elif not _is_blank(line):
                 yield RawRecord(f"{name}:{number}", number, line)
             if number == 1 and line.startswith(UTF16_MARKS):
                 # Its line feeds are halves of characters: the file is one malformed record.
                 return
 
+    def _cells(self, delimiter: str) -> Iterator[RawRecord]:
+        """Yield each record of a CSV file under its header. Quotes that don't pair spoil what they enclose."""
+        name, header = self._file.name, None
+        parts: list[bytes] = []
+        began = held = quotes = 0
+        for number, line in _lines(self._stream, 1, b""):
+            began = began if parts else number
+            parts.append(line)
+            held += len(line)
+            quotes += line.count(b'"')
+            if held <= MAX_LINE and quotes % 2 and line.endswith(b"\n"):
+                continue
+            record = b"".join(parts)
+            parts, held, quotes = [], 0, 0
+            if _is_blank(record):
+                continue
+            if len(record) > MAX_LINE:
+                yield RawRecord(f"{name}:{began}", began, b"", _too_long())
+            elif header is None:
+                try:
+                    header = header_of(record, delimiter)
+                except InputError as error:
+                    yield RawRecord(f"{name}:{began}", began, b"", f"{error}. Nothing below it can be told")
+                    return
+            else:
+                try:
+                    row = header.row(record)
+                except InputError as error:
+                    yield RawRecord(f"{name}:{began}", began, b"", str(error))
+                else:
+                    yield RawRecord(f"{name}:{began}", began, record, row=row)
+        if parts:
+            yield RawRecord(f"{name}:{began}", began, b"", "expected a closing quote, found the end of the file")
+
 
 @contextmanager
-def opened(file: Input, stdin: BinaryIO | None) -> Iterator[Source]:
+def opened(file: Input, stdin: BinaryIO | None, *, columns: Sequence[str] = ()) -> Iterator[Source]:
     """Open *file* for the length of a `with`; *stdin* is read for `-`, else the process's own.
+
+    Of a Parquet file the *columns* are read that it has.
 
     Raises:
         InputError: it cannot be opened, or cannot be read to its end.
@@ -157,7 +317,7 @@ def opened(file: Input, stdin: BinaryIO | None) -> Iterator[Source]:
     """
     try:
         with _stream(file, stdin) as stream:
-            yield Source(file, stream)
+            yield Source(file, stream, columns=columns)
     except OSError as error:
         raise InputError(f"cannot read {file.name}: {printable(error.strerror or error)}") from None
 
@@ -205,6 +365,7 @@ class _Tap(io.RawIOBase):
         self._source = source
         self._sha256 = hashlib.sha256()
         self.magic = b""
+        self.count = 0
         # A pipe may give fewer bytes than were asked for.
         while len(self.magic) < 4 and (more := source.read(4 - len(self.magic))):
             self.magic += more
@@ -220,14 +381,104 @@ class _Tap(io.RawIOBase):
         else:
             data = self._source.read(len(buffer))
             self._sha256.update(data)
+            self.count += len(data)
         buffer[: len(data)] = data
         return len(data)
+
+    def rewind(self) -> None:
+        """Begin anew after the first bytes, where the file was put back to."""
+        self._sha256 = hashlib.sha256(self.magic)
+        self._ahead = b""
+        self.count = 0
 
     def digest(self) -> str:
         """Read to the end, which a damaged gzip stream or UTF-16 is not, and return the SHA-256 in hexadecimal."""
         while self.read(_CHUNK):
             pass
         return self._sha256.hexdigest()
+
+
+class _BombError(Exception):
+    """A compressed stream unpacks to too many times its size."""
+
+
+class _DamagedError(Exception):
+    """A zstd stream is not one."""
+
+
+class _Unpacked(io.RawIOBase):
+    """What a compressed stream holds, as long as it is no bomb."""
+
+    def __init__(self, inner: Any, tap: _Tap) -> None:
+        super().__init__()
+        self._inner = inner
+        self._tap = tap
+        self._unpacked = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        # One read at most, so that what comes before damage is not lost with it.
+        data = self._inner.read1(len(buffer))
+        self._unpacked += len(data)
+        if self._unpacked > MAX_TEXT and self._unpacked > MAX_RATIO * self._tap.count:
+            raise _BombError
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Zstd:
+    """Frames of zstd, one after the other. The library's own reader says nothing of a frame that was cut short."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        try:
+            import zstandard
+        except ImportError:
+            raise MissingExtraError("zstd needs zstandard: pip install 'taggant[corpora]'") from None
+        self._error = zstandard.ZstdError
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+        self._source = source
+        self._frame: Any = None
+        self._packed = b""
+        self._ready = memoryview(b"")
+
+    def read1(self, size: int) -> memoryview:
+        """Return at most *size* bytes, none at the end."""
+        while not self._ready:
+            self._packed = self._packed or self._source.read(_SIP)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError
+                return memoryview(b"")
+            self._frame = self._frame or self._decompressor.decompressobj()
+            try:
+                self._ready = memoryview(self._frame.decompress(self._packed))
+            except self._error:
+                raise _DamagedError from None
+            self._packed = b""
+            if self._frame.eof:
+                self._packed, self._frame = self._frame.unused_data, None
+        data, self._ready = self._ready[:size], self._ready[size:]
+        return data
+
+
+def _digest(raw: RawRecord) -> bytes:
+    if raw.problem is not None:
+        return b""
+    if raw.row is None:
+        return hashlib.sha256(raw.content.strip(_BLANK)).digest()[:16]
+    # A column that is in another place, or is not there, makes no other record.
+    cells = repr(sorted((name, value) for name, value in raw.row.items() if value is not None))
+    return hashlib.sha256(cells.encode()).digest()[:16]
+
+
+def _too_long() -> str:
+    return f"expected a line of at most {MAX_LINE:,} bytes, found a longer one"
+
+
+def _trouble(name: str, problem: str) -> Portion:
+    return Portion(name, [RawRecord(name, None, b"", problem)])
 
 
 def _stream(file: Input, stdin: BinaryIO | None) -> AbstractContextManager[BinaryIO]:
@@ -248,7 +499,10 @@ def _not_read(name: str, suffix: str) -> str:
 
 
 def _suffix(path: str) -> str:
-    return Path(path.lower().removesuffix(".gz")).suffix
+    path = path.lower()
+    for packed in _PACKED:
+        path = path.removesuffix(packed)
+    return Path(path).suffix
 
 
 def _form(path: str) -> _Form:
@@ -257,9 +511,17 @@ def _form(path: str) -> _Form:
     suffix = _suffix(path)
     if suffix in NOT_READ or suffix == ".json":
         raise UsageError(_not_read(shown_path(path), suffix))
-    if suffix in LINES:
-        return _Form.LINES
+    if (form := _FORMS.get(suffix)) is not None:
+        return form
     return _Form.TEXT if os.path.isfile(path) else _Form.EITHER
+
+
+_FORMS = {
+    **dict.fromkeys(LINES, _Form.LINES),
+    ".parquet": _Form.PARQUET,
+    ".csv": _Form.COMMAS,
+    ".tsv": _Form.TABS,
+}
 
 
 def _in_folder(folder: str, note: Callable[[str, int], None]) -> list[str]:
@@ -274,14 +536,14 @@ def _in_folder(folder: str, note: Callable[[str, int], None]) -> list[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             path = os.path.join(root, name)
-            if not name.startswith(".") and _suffix(name) in LINES + TEXTS and os.path.isfile(path):
+            if not name.startswith(".") and _suffix(name) in LINES + TEXTS + TABLES and os.path.isfile(path):
                 found.append(path)
             else:
                 passed_over += 1
     if not found:
         raise InputError(
-            f"no records in {shown_path(folder)}: expected files {', '.join(LINES + TEXTS)} (or those with .gz), "
-            f"found {passed_over} others"
+            f"no records in {shown_path(folder)}: expected files {', '.join(LINES + TEXTS + TABLES)} (or those with "
+            f".gz or .zst), found {passed_over} others"
         )
     if passed_over:
         note(_PASSED_OVER, passed_over)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from watermark import kernels
 from watermark.errors import UsageError
 from watermark.keys import ScopeKeys
 
-__all__ = ["DocumentResult", "TextResult", "detect_text"]
+__all__ = ["DocumentResult", "TextResult", "detect_text", "document_sums", "document_tail", "pooled_test", "units_of"]
 
 #: Decoy keys behind the pooled p of a mark whose hash is too weak for an exact one.
 _DECOYS = 999
@@ -111,17 +112,12 @@ def detect_text(
     )
     scores = mark.scores(tally)
     tested = mark.tested(tally)
-    units = mark.units(tally)
-    # A unit is one random quantity, scored once in each document.
-    unit_of = np.arange(len(tally.tokens), dtype=np.int64) if units is None else _numbered(units)
-    owners = np.repeat(corpus.document, [len(ids) for ids in corpus.responses])
-    sizes, sums = _document_sums(
-        tally.position_pair, owners, tested, unit_of, scores.astype(np.float64), len(corpus.sources)
-    )
+    unit_of = units_of(mark, tally)
+    sizes, sums = document_sums(corpus.responses, corpus.document, tally, mark, documents=len(corpus.sources))
     log10_level = math.log10(level)
     documents = []
     if mark.exact:
-        outcomes = [_outcome(mark, int(n), float(total)) for n, total in zip(sizes, sums, strict=True)]
+        outcomes = [document_tail(mark, int(n), float(total)) for n, total in zip(sizes, sums, strict=True)]
         multiplicity = math.log10(max(1, len(outcomes)))
         adjusted = holm([log10_p for log10_p, _ in outcomes])
         documents = [
@@ -137,7 +133,7 @@ def detect_text(
                 corpus.sources, sizes, sums, outcomes, adjusted, strict=True
             )
         ]
-    pooled, smallest = _pooled(mark, tested, unit_of, scores, tally)
+    pooled, smallest = pooled_test(mark, tested, unit_of, scores, tally)
     return TextResult(
         scope=mark.name,
         fingerprint=mark.fingerprint,
@@ -155,7 +151,29 @@ def detect_text(
     )
 
 
-def _outcome(mark: Mark, n: int, total: float) -> tuple[float, float]:
+def document_sums(
+    responses: Sequence[npt.NDArray[np.uint32]],
+    document: npt.NDArray[np.int64],
+    tally: Tally,
+    mark: Mark,
+    *,
+    documents: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return for each document how many distinct pairs it has, and the sum of their scores.
+
+    Args:
+        responses: the texts that *tally* is of.
+        document: the number of each text's document, not decreasing.
+        tally: of all of them.
+        mark: whose units are counted, each once in a document.
+        documents: how many there are.
+    """
+    owners = np.repeat(document, [len(ids) for ids in responses])
+    scores = mark.scores(tally).astype(np.float64)
+    return _document_sums(tally.position_pair, owners, mark.tested(tally), units_of(mark, tally), scores, documents)
+
+
+def document_tail(mark: Mark, n: int, total: float) -> tuple[float, float]:
     """Return log10 p of a sum of n scores, and the smallest that n scores could give."""
     if isinstance(mark, GreenListMark):
         k = mark.k
@@ -166,7 +184,7 @@ def _outcome(mark: Mark, n: int, total: float) -> tuple[float, float]:
     return law.log10_tail(total - n * mark.law.mean), -math.inf
 
 
-def _pooled(
+def pooled_test(
     mark: Mark, tested: npt.NDArray[np.bool_], unit_of: npt.NDArray[np.int64], scores: npt.NDArray[Any], tally: Tally
 ) -> tuple[CountTest | WeightedTest, float]:
     """Return the test of all units once, and the smallest log10 p that it could give."""
@@ -184,8 +202,12 @@ def _pooled(
     return test, test.log10_p_smallest
 
 
-def _numbered(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+def units_of(mark: Mark, tally: Tally) -> npt.NDArray[np.int64]:
+    """Return the number of each pair's unit, (n,): one random quantity, scored once in each document."""
+    units = mark.units(tally)
+    if units is None:
+        return np.arange(len(tally.tokens), dtype=np.int64)
+    return np.unique(units, return_inverse=True)[1].astype(np.int64)
 
 
 @kernels.kernel

@@ -14,7 +14,8 @@ why not. Beyond `max_malformed` the reader reads on, so that the count is whole,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,11 +24,13 @@ import numpy as np
 import numpy.typing as npt
 
 from detect.conversation import described, pieces, text_of
-from detect.inputs import Input, RawRecord, find_inputs, opened, shown_path
-from detect.strict_json import TOO_DEEP, decode_utf8, parse_object
+from detect.inputs import PORTION, Portion, RawRecord, find_inputs, opened, shown_path
+from detect.strict_json import TOO_DEEP, decode_utf8, parse_object, parse_value
 from watermark.errors import InputError, TaggantError, UsageError, printable
 
-__all__ = ["MAX_PROBLEMS", "Accounting", "Document", "Fields", "Reader", "Text"]
+__all__ = ["MAX_PROBLEMS", "Accounting", "Document", "Fields", "Reader", "RecordParser", "Text"]
+
+_PLACE = re.compile(r"(.*?)(?::([0-9]{1,18}))?: ")
 
 #: How many malformed records are kept with their messages.
 MAX_PROBLEMS = 20
@@ -78,6 +81,10 @@ class Fields:
     text: str = "text"
     """A string that is the whole of what was said."""
 
+    def names(self) -> tuple[str, ...]:
+        """Return the names, in this order."""
+        return (self.prompt, self.response, self.token_ids, self.messages, self.text)
+
 
 @dataclass(slots=True)
 class Accounting:
@@ -121,6 +128,17 @@ class Accounting:
         """Count something that is not a record and was passed over."""
         self.notes[what] = self.notes.get(what, 0) + count
 
+    def add(self, other: Accounting) -> None:
+        """Add another's counts; the problems kept are the first by name and line, whichever was added first."""
+        self.read += other.read
+        self.scored += other.scored
+        self.malformed += other.malformed
+        for reason, count in other.excluded.items():
+            self.excluded[reason] = self.excluded.get(reason, 0) + count
+        for what, count in other.notes.items():
+            self.note(what, count)
+        self.problems = sorted({*self.problems, *other.problems}, key=_place)[:MAX_PROBLEMS]
+
     def check(self) -> None:
         """Make sure that every record read is in exactly one column.
 
@@ -160,8 +178,9 @@ class Accounting:
 class Reader:
     """Read documents from files, folders (recursively), patterns and `-`, once, in a stable order.
 
-    `.jsonl` and `.ndjson` hold one record a line; any other file is one text. Standard input, and a path
-    that is no regular file, is JSON Lines if its first character is `{`. Gzip is undone on all of them.
+    `.jsonl` and `.ndjson` hold one record a line, `.csv`, `.tsv` and `.parquet` one a row; any other file is one text.
+    Standard input, and a path that is no regular file, is JSON Lines if its first character is `{`. Gzip and zstd are
+    undone on all of them but Parquet, which compresses by itself.
     A record holds a response (or text, or messages) and may hold a prompt, token ids, a fingerprint and a
     tokenizer's digest; a field that is null counts as absent.
 
@@ -182,6 +201,9 @@ class Reader:
     accounting: Accounting
     digests: dict[str, str]
     """SHA-256 of each input's bytes as they were read, compressed if they were, once it is read to its end."""
+    parser: RecordParser
+    bytes_done: int
+    """Bytes of the inputs read so far."""
 
     def __init__(
         self,
@@ -197,27 +219,74 @@ class Reader:
             raise UsageError(f"expected --max-malformed of 0 or more, got {max_malformed}")
         self.accounting = Accounting()
         self.digests = {}
-        # The first kind keeps a shared name, so that `--response-field text` means it.
-        self._kinds: dict[str, str] = {}
-        for kind, name in asdict(fields or Fields()).items():
-            self._kinds.setdefault(name, kind)
+        self.parser = RecordParser(fields, note=self.accounting.note)
         self._max_malformed = max_malformed
         self._stdin = stdin
         self._files = find_inputs([str(given) for given in inputs], self.accounting.note)
         self._begun = False
+        self._found: dict[str, int] = {}
+        self.bytes_done = self._bytes_before = 0
 
     def __iter__(self) -> Iterator[Document]:
+        for portion in self.portions(PORTION):
+            for raw in portion.records():
+                self.accounting.read += 1
+                try:
+                    document = self.parser.document(raw)
+                except InputError as error:
+                    self.accounting.refuse(f"{raw.name}: {error}")
+                else:
+                    yield document
+        self.finish()
+
+    def portions(self, size: int) -> Iterator[Portion]:
+        """Yield the raw records in portions of some *size* bytes, for whoever parses them; then call `finish`."""
         if self._begun:
             raise UsageError("a Reader reads once: make a new one")
         self._begun = True
-        found: dict[str, int] = {}
         for file in self._files:
-            before = self.accounting.read
-            yield from self._documents(file)
-            found[file.given] = found.get(file.given, 0) + self.accounting.read - before
+            self._found.setdefault(file.given, 0)
+            with opened(file, self._stdin, columns=self.parser.columns) as source:
+                for portion in source.portions(size):
+                    self._found[file.given] += len(portion)
+                    self.bytes_done = self._bytes_before + source.bytes_read
+                    yield portion
+                self.digests[file.name] = source.digest()
+                self._bytes_before += source.bytes_read
+            self.bytes_done = self._bytes_before
+
+    @property
+    def bytes_total(self) -> int | None:
+        """Bytes of all inputs, compressed if they are; None if one is no file."""
+        paths = [file.path for file in self._files]
+        if any(path is None or not path.is_file() for path in paths):
+            return None
+        return sum(path.stat().st_size for path in paths if path is not None)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all inputs, in the order in which they are read."""
+        return [file.name for file in self._files]
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files among the inputs, in the same order."""
+        return [file.path for file in self._files if file.path is not None]
+
+    def took(self, number: int, records: int) -> None:
+        """Take into account that somebody else read so many records of input *number*."""
+        given = self._files[number].given
+        self._found[given] = self._found.get(given, 0) + records
+
+    def finish(self) -> None:
+        """Hold the finished accounting against what is allowed.
+
+        Raises:
+            InputError: more is malformed than allowed, or an input holds no record.
+        """
         if self.accounting.malformed > self._max_malformed:
             raise InputError(self._refusal())
-        for given, records in found.items():
+        for given, records in self._found.items():
             if records == 0:
                 raise InputError(f"no records in {shown_path(given)}: expected text or JSON Lines, found it blank")
 
@@ -228,36 +297,72 @@ class Reader:
             f"allowed. The first: {first}. Correct the input, or go on without them: --max-malformed {malformed}"
         )
 
-    def _documents(self, file: Input) -> Iterator[Document]:
-        with opened(file, self._stdin) as source:
-            for raw in source.records():
-                self.accounting.read += 1
-                try:
-                    document = self._document(raw)
-                except InputError as error:
-                    self.accounting.refuse(f"{raw.name}: {error}")
-                else:
-                    yield document
-            self.digests[file.name] = source.digest()
 
-    def _document(self, raw: RawRecord) -> Document:
+class RecordParser:
+    """Make a `Document` of a raw record. It can be sent to another process.
+
+    Args:
+        fields: what the fields of a record are called.
+        note: called with what was passed over inside a record.
+    """
+
+    def __init__(self, fields: Fields | None = None, *, note: Callable[[str], None]) -> None:
+        # The first kind keeps a shared name, so that `--response-field text` means it.
+        self._kinds: dict[str, str] = {}
+        for kind, name in asdict(fields or Fields()).items():
+            self._kinds.setdefault(name, kind)
+        self._shown = {kind: printable(name, 40) for name, kind in self._kinds.items()}
+        self._note = note
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names that a record may have, and that mean something."""
+        return (*self._kinds, "fingerprint", "tokenizer")
+
+    def document(self, raw: RawRecord) -> Document:
+        """Return the record.
+
+        Raises:
+            InputError: it is malformed.
+        """
         if raw.problem is not None:
             raise InputError(raw.problem)
-        if raw.line is None:
+        if raw.row is None and raw.line is None:
             return _of_text(raw.name, decode_utf8(raw.content))
-        record = parse_object(raw.content)
+        if raw.row is None:
+            record: Mapping[str, object] = parse_object(raw.content)
+        else:
+            # Of a table in text there are its bytes, too.
+            record = self._of_cells(raw.row) if raw.content else raw.row
         try:
             return self._of_record(raw.name, record)
         except RecursionError:
             # What could just be parsed may still be too deep to be written again, as a call's arguments are.
             raise InputError(TOO_DEEP) from None
 
-    def _of_record(self, source: str, record: dict[str, object]) -> Document:
+    def _of_cells(self, row: Mapping[str, object]) -> Mapping[str, object]:
+        """Return a row of text with ids and messages as the JSON that they are written in."""
+        record = dict(row)
+        given = {kind: name for name, kind in self._kinds.items() if name in row}
+        for kind in ("token_ids", "messages"):
+            if kind in given and isinstance(cell := row[given[kind]], str):
+                record[given[kind]] = parse_value(cell, f"JSON in {printable(given[kind], 40)}")
+        answers = [given[kind] for kind in ("response", "text", "messages", "token_ids") if kind in given]
+        if (
+            answers
+            and all(record[name] is None for name in answers)
+            and answers[0] in (given.get("response"), given.get("text"))
+        ):
+            # Nothing was said, which is no mistake of the file.
+            record[answers[0]] = ""
+        return record
+
+    def _of_record(self, source: str, record: Mapping[str, object]) -> Document:
         given = {kind: name for name, kind in self._kinds.items() if record.get(name) is not None}
         answers = [kind for kind in ("response", "text", "messages") if kind in given]
         if len(answers) > 1 or not (answers or "token_ids" in given) or {"messages", "token_ids"} <= given.keys():
             raise InputError(self._misfit(record))
-        where = {kind: printable(name, 40) for kind, name in given.items()}
+        where = self._shown
         prompts: tuple[str, ...] | None = None
         if "prompt" in given:
             prompt = record[given["prompt"]]
@@ -296,11 +401,11 @@ class Reader:
         )
         # Only now, so that a malformed record leaves no note.
         for note in notes:
-            self.accounting.note(note)
+            self._note(note)
         return texts
 
-    def _misfit(self, record: dict[str, object]) -> str:
-        names = {kind: printable(name, 40) for name, kind in self._kinds.items()}
+    def _misfit(self, record: Mapping[str, object]) -> str:
+        names = self._shown
         expected = [names[kind] for kind in ("response", "text", "messages", "token_ids") if kind in names]
         first = itertools.islice(record.items(), 8)
         found = [printable(name, 40) + (" (null)" if value is None else "") for name, value in first]
@@ -313,6 +418,12 @@ class Reader:
         )
 
 
+def _place(problem: str) -> tuple[str, int, str]:
+    """Return the name and the line in front of a problem, and it."""
+    place = _PLACE.match(problem)
+    return (place[1], int(place[2] or 0), problem) if place else ("", 0, problem)
+
+
 def _of_text(name: str, text: str) -> Document:
     if "\0" in text:
         raise InputError(f"expected text, found a NUL at character {text.index(chr(0))}: is it UTF-16, or binary?")
@@ -322,6 +433,13 @@ def _of_text(name: str, text: str) -> Document:
 
 def _ids(value: object, where: str) -> npt.NDArray[np.uint32]:
     """Return token ids, uint32, read-only: whole numbers from 0 to 2^32 - 1, of which true is none."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+        wrong = np.flatnonzero((value < 0) | (value >= 2**32)) if value.dtype != np.uint32 else ()
+        if not len(wrong):
+            ids = value.astype(np.uint32, copy=False)
+            ids.setflags(write=False)
+            return ids
+        value = value.tolist()
     if not isinstance(value, list):
         raise InputError(f"expected an array of token ids in {where}, found {described(value)}")
     if not set(map(type, value)) <= {int} or (value and not (0 <= min(value) and max(value) < 2**32)):

@@ -31,9 +31,11 @@ __all__ = [
     "calibration_json",
     "demo_json",
     "dumps",
+    "head",
     "inputs_json",
     "model_json",
     "models_json",
+    "outcome_json",
     "study_json",
     "text_json",
     "weights_json",
@@ -47,7 +49,8 @@ def dumps(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=1, ensure_ascii=True, allow_nan=False)
 
 
-def _head(command: str) -> JsonObject:
+def head(command: str) -> JsonObject:
+    """Return what every result begins with."""
     return {"schema": f"taggant/{command}/1", "version": __version__}
 
 
@@ -76,9 +79,9 @@ def model_json(
     fields = asdict(result)
     del fields["unweighted"], fields["weighted"]
     fields["verdict"] = result.verdict.value
-    tests = {test.name: _test_json(test) for test in result.tests}
+    tests = {test.name: outcome_json(test) for test in result.tests}
     return {
-        **_head("detect-model"),
+        **head("detect-model"),
         **fields,
         "tests": tests,
         "reference_candidates": [asdict(candidate) for candidate in candidates],
@@ -89,7 +92,7 @@ def model_json(
         if supervised is None
         else {
             **asdict(supervised),
-            "never_served": {"name": supervised.never_served.name, **_test_json(supervised.never_served)},
+            "never_served": {"name": supervised.never_served.name, **outcome_json(supervised.never_served)},
         },
         "tokenizer": tokenizer,
         **inputs_json(corpus),
@@ -98,7 +101,7 @@ def model_json(
     }
 
 
-def _test_json(test: CountTest | WeightedTest) -> JsonObject:
+def outcome_json(test: CountTest | WeightedTest) -> JsonObject:
     """Return one test; of a weighted one the decoys' spread instead of every decoy's z."""
     fields = asdict(test)
     del fields["name"]
@@ -113,9 +116,9 @@ def _test_json(test: CountTest | WeightedTest) -> JsonObject:
 def weights_json(result: OpenWeightResult, corpus: Corpus, warned: Sequence[Warned], *, tokenizer: str) -> JsonObject:
     """Return one key's result of `detect weights`."""
     fields = asdict(result)
-    test = _test_json(result.test)
+    test = outcome_json(result.test)
     return {
-        **_head("detect-weights"),
+        **head("detect-weights"),
         **fields,
         "origin": result.origin.value,
         "verdict": result.verdict.value,
@@ -129,12 +132,12 @@ def weights_json(result: OpenWeightResult, corpus: Corpus, warned: Sequence[Warn
 
 def study_json(tables: Sequence[Table]) -> JsonObject:
     """Return what `study table` prints."""
-    return {**_head("study-table"), "tables": [asdict(table) for table in tables]}
+    return {**head("study-table"), "tables": [asdict(table) for table in tables]}
 
 
 def models_json(results: Sequence[JsonObject]) -> JsonObject:
     """Return what `detect model` prints: the one scope's result, or all of them under "scopes"."""
-    return results[0] if len(results) == 1 else {**_head("detect-models"), "scopes": list(results)}
+    return results[0] if len(results) == 1 else {**head("detect-models"), "scopes": list(results)}
 
 
 def text_json(result: TextResult, corpus: Corpus, warned: Sequence[Warned], *, tokenizer: str) -> JsonObject:
@@ -142,9 +145,9 @@ def text_json(result: TextResult, corpus: Corpus, warned: Sequence[Warned], *, t
     fields = asdict(result)
     documents = [{**document, "verdict": document["verdict"].value} for document in fields.pop("documents")]
     del fields["pooled"]
-    pooled = {**_test_json(result.pooled), "verdict": fields.pop("pooled_verdict").value}
+    pooled = {**outcome_json(result.pooled), "verdict": fields.pop("pooled_verdict").value}
     return {
-        **_head("detect-text"),
+        **head("detect-text"),
         **fields,
         "documents": documents,
         "pooled": pooled,
@@ -162,13 +165,13 @@ def calibration_json(result: CalibrationResult, corpus: Corpus, *, tokenizer: st
         test: [{**asdict(rate), "rate": rate.rate, "within": rate.within} for rate in rates]
         for test, rates in result.rates.items()
     }
-    return {**_head("calibrate"), **fields, "tokenizer": tokenizer, **inputs_json(corpus)}
+    return {**head("calibrate"), **fields, "tokenizer": tokenizer, **inputs_json(corpus)}
 
 
 def demo_json(demo: Demo) -> JsonObject:
     """Return what `demo` prints: the student's and the clean twin's results as `detect model` prints them."""
     return {
-        **_head("demo"),
+        **head("demo"),
         "commitments_that_fit": demo.fitting_commitments,
         "teacher": text_json(demo.teacher, demo.teacher_corpus, demo.teacher_warnings, tokenizer=demo.tokenizer),
         "student": model_json(

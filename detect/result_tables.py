@@ -26,16 +26,19 @@ from detect.weighted_test import WeightedTest
 from watermark.errors import printable
 
 __all__ = [
+    "STYLES",
     "accounting_text",
     "calibration_table",
+    "decoy_rank",
     "demo_story",
     "does_not_say",
     "grid",
     "model_tables",
+    "p_value",
     "sequential_table",
     "supervised_table",
     "text_tables",
-    "warning_lines",
+    "warnings_text",
     "weights_tables",
 ]
 
@@ -45,7 +48,7 @@ _LISTED = 20
 #: Malformed records, where some are tolerated, that are told one by one.
 _PROBLEMS = 3
 
-_STYLES = {Verdict.DEPENDS: "bold red", Verdict.NO_SIGN: "green", Verdict.TOO_SHORT: "yellow"}
+STYLES = {Verdict.DEPENDS: "bold red", Verdict.NO_SIGN: "green", Verdict.TOO_SHORT: "yellow"}
 
 
 def p_value(log10_p: float) -> str:
@@ -65,7 +68,7 @@ def p_value(log10_p: float) -> str:
 
 
 def grid(*headings: str) -> Table:
-    """Return a table of a result: the first column to the left, the others to the right."""
+    """Return an empty table of these columns."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=number > 0)
@@ -87,13 +90,14 @@ def accounting_text(accounting: Accounting) -> Text:
     return Text("\n".join(lines))
 
 
-def warning_lines(warned: Iterable[Warned]) -> list[RenderableType]:
-    """Return what stands beside a result."""
+def warnings_text(warned: Iterable[Warned]) -> list[RenderableType]:
+    """Return a line a warning."""
     return [Text(f"note: {warning.value}", style="yellow") for warning in warned]
 
 
-def _rank(rank: int | None, decoys: int) -> str:
-    return "-" if rank is None else f"{rank:,} of {decoys + 1:,}"
+def decoy_rank(place: int | None, decoys: int) -> str:
+    """Return a rank among decoys."""
+    return "-" if place is None else f"{place:,} of {decoys + 1:,}"
 
 
 def model_tables(
@@ -111,7 +115,7 @@ def model_tables(
             f"{(result.gamma_256 or 0) / 256:.4f}" if counted else "-",
             f"{test.z:.1f}",
             ("" if counted or (isinstance(test, WeightedTest) and test.exact) else "<= ") + p_value(test.log10_p),
-            _rank(test.decoy_rank, test.decoys),
+            decoy_rank(test.decoy_rank, test.decoys),
         )
     lines: list[RenderableType] = [
         Text(
@@ -136,7 +140,7 @@ def model_tables(
             )
         )
     if result.min_p_rank is not None:
-        rank = _rank(result.min_p_rank, result.weighted[0].decoys)
+        rank = decoy_rank(result.min_p_rank, result.weighted[0].decoys)
         lines.append(Text(f"the smallest p of the tests listed ranks {rank} among the decoys' smallest"))
     if len(candidates) > 1:
         ranked = sorted(candidates, key=lambda candidate: candidate.negative_log_likelihood)
@@ -147,11 +151,11 @@ def model_tables(
     exact = isinstance(result.unweighted, CountTest) and not result.weighted and result.scopes_tested == 1
     tests = "tests" if len(result.weighted) > 1 else "test"
     verdict = Text.assemble(
-        (f"{result.verdict.value}", _STYLES[result.verdict]),
+        (f"{result.verdict.value}", STYLES[result.verdict]),
         f": p {'=' if exact else '<='} {p_value(result.log10_p_holm)} ({result.main_test} {tests}{corrected}; "
         f"level {result.level:g})",
     )
-    return Group(*lines, verdict, accounting_text(corpus.accounting), *warning_lines(warned))
+    return Group(*lines, verdict, accounting_text(corpus.accounting), *warnings_text(warned))
 
 
 def sequential_table(result: SequentialResult) -> RenderableType:
@@ -207,7 +211,7 @@ def weights_tables(result: OpenWeightResult, corpus: Corpus, warned: Sequence[Wa
         f"{test.pairs:,}",
         f"{test.z:.1f}",
         "<= " + p_value(test.log10_p),
-        _rank(test.decoy_rank, test.decoys),
+        decoy_rank(test.decoy_rank, test.decoys),
     )
     lines: list[RenderableType] = [
         Text(
@@ -226,10 +230,10 @@ def weights_tables(result: OpenWeightResult, corpus: Corpus, warned: Sequence[Wa
     lines += [Text(f"caution: {caution}", style="yellow") for caution in result.cautions]
     corrected = f", Holm over {result.scopes_tested} keys" if result.scopes_tested > 1 else ""
     verdict = Text.assemble(
-        (f"{result.verdict.value}", _STYLES[result.verdict]),
+        (f"{result.verdict.value}", STYLES[result.verdict]),
         f": p <= {p_value(result.log10_p_holm)} ({test.name} test{corrected}; level {result.level:g})",
     )
-    return Group(*lines, verdict, accounting_text(corpus.accounting), *warning_lines(warned))
+    return Group(*lines, verdict, accounting_text(corpus.accounting), *warnings_text(warned))
 
 
 def does_not_say() -> RenderableType:
@@ -253,7 +257,7 @@ def text_tables(result: TextResult, corpus: Corpus, warned: Sequence[Warned]) ->
             *((f"{document.score:,}", share) if green else (share,)),
             p_value(document.log10_p),
             p_value(document.log10_p_holm),
-            Text(document.verdict.value, style=_STYLES[document.verdict]),
+            Text(document.verdict.value, style=STYLES[document.verdict]),
         )
     counts = {verdict: sum(d.verdict is verdict for d in result.documents) for verdict in Verdict}
     lines: list[RenderableType] = [
@@ -276,13 +280,13 @@ def text_tables(result: TextResult, corpus: Corpus, warned: Sequence[Warned]) ->
         *lines,
         Text.assemble(
             "pooled, each distinct pair once: ",
-            (result.pooled_verdict.value, _STYLES[result.pooled_verdict]),
+            (result.pooled_verdict.value, STYLES[result.pooled_verdict]),
             f": {_pooled(result)}; level {result.level:g})",
         ),
         Text(f"{result.left_out_prompt:,} positions left out for standing in a prompt ({result.prompt_policy})"),
         *(Text(f"caution: {caution}", style="yellow") for caution in result.cautions),
         accounting_text(corpus.accounting),
-        *warning_lines(warned),
+        *warnings_text(warned),
     )
 
 
@@ -293,9 +297,11 @@ def _pooled(result: TextResult) -> str:
             f"p = {p_value(pooled.log10_p)}, {pooled.green:,} green of {pooled.pairs:,} distinct pairs "
             f"({result.mean_score:.4f} expected by chance"
         )
-    rank = "" if pooled.decoy_rank is None else f", rank {_rank(pooled.decoy_rank, pooled.decoys)} among decoy keys"
+    among = (
+        "" if pooled.decoy_rank is None else f", rank {decoy_rank(pooled.decoy_rank, pooled.decoys)} among decoy keys"
+    )
     return (
-        f"p <= {p_value(pooled.log10_p)}, {pooled.pairs:,} distinct pairs{rank} "
+        f"p <= {p_value(pooled.log10_p)}, {pooled.pairs:,} distinct pairs{among} "
         f"(mean score {result.mean_score:.4f} expected by chance"
     )
 

@@ -17,7 +17,7 @@ from typing import NoReturn
 from detect.conversation import described
 from watermark.errors import InputError, printable
 
-__all__ = ["TOO_DEEP", "UTF16_MARKS", "decode_utf8", "parse_object"]
+__all__ = ["TOO_DEEP", "UTF16_MARKS", "decode_utf8", "parse_object", "parse_value"]
 
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
@@ -58,21 +58,29 @@ def parse_object(line: bytes) -> dict[str, object]:
     Raises:
         InputError: *line* is not UTF-8, not JSON, not an object, or has one of the things that are refused.
     """
-    text = decode_utf8(line)
+    value = parse_value(decode_utf8(line), "a JSON object")
+    if not isinstance(value, dict):
+        raise InputError(f"expected a JSON object, found {described(value)}")
+    return value
+
+
+def parse_value(text: str, expected: str) -> object:
+    """Parse JSON, as strictly; *expected* is what should be there, for errors.
+
+    Raises:
+        InputError: *text* is not JSON, or has one of the things that are refused.
+    """
     try:
-        value = _DECODER.decode(text)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise InputError(
-            f"expected a JSON object, found none: {error.msg.removesuffix(' at')} at character {error.pos}"
+            f"expected {expected}, found none: {error.msg.removesuffix(' at')} at character {error.pos}"
         ) from None
     except RecursionError:
         raise InputError(TOO_DEEP) from None
     except ValueError:
         # Python refuses an integer of more than sys.get_int_max_str_digits() digits, since its cost is quadratic.
-        raise InputError("expected a JSON object, found in it an integer of thousands of digits") from None
-    if not isinstance(value, dict):
-        raise InputError(f"expected a JSON object, found {described(value)}")
-    return value
+        raise InputError(f"expected {expected}, found in it an integer of thousands of digits") from None
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -31,7 +31,7 @@ from detect.tabulation import (
 )
 from watermark import kernels
 
-__all__ = ["UNIT", "PromptPolicy", "Tally", "tally_of"]
+__all__ = ["UNIT", "Positions", "PromptPolicy", "Tally", "positions_of", "tally_of"]
 
 Ids = npt.NDArray[np.uint32]
 Counts = npt.NDArray[np.int64]
@@ -108,29 +108,12 @@ def tally_of(
         ReferenceMismatchError: the reference is of other ids.
         ValueError: an id is 2^32 - 1.
     """
-    ids, starts = _joined(responses)
-    if len(ids) and int(ids.max()) == 2**32 - 1:
-        raise ValueError("token id 4294967295 is no id of any tokenizer")
+    found = positions_of(
+        responses, window=window, special_ids=special_ids, prompts=prompts, echoes=echoes, policy=policy
+    )
+    ids, valid = found.ids, found.valid
     if reference is not None:
-        reference.check(ids, starts)
-    special = np.array(special_ids, dtype=np.uint32)
-    valid = whole_windows(ids, starts, special, window)
-    before = int(valid.sum())
-    if prompts and policy is not PromptPolicy.CLEAN:
-        pieces = [piece for group in prompts for piece in group]
-        prompt_ids, piece_starts = _joined(pieces)
-        if policy is PromptPolicy.OWN:
-            groups = np.concatenate([[0], np.cumsum([len(group) for group in prompts])]).astype(np.int64)
-            leave_out(ids, starts, valid, prompt_ids, piece_starts, groups, window)
-        else:
-            whole = np.array([0, len(ids)], dtype=np.int64)
-            groups = np.array([0, len(pieces)], dtype=np.int64)
-            leave_out(ids, whole, valid, prompt_ids, piece_starts, groups, window)
-    if echoes and policy is not PromptPolicy.CLEAN:
-        echoed = np.concatenate(echoes)
-        for back in range(1, window + 1):
-            valid[back:] &= ~echoed[:-back]
-    left_out = before - int(valid.sum())
+        reference.check(ids, found.starts)
     # A window of h ids is numbered as its first h - 1, numbered, and the last: names are exact, and nothing is hashed
     # that could collide.
     window_of, first = number(window_names(ids, valid, window))
@@ -142,7 +125,7 @@ def tally_of(
     information, expected = np.zeros(len(first), dtype=np.int64), np.zeros(len(keys), dtype=np.int64)
     if reference is not None:
         keys, expected, information = add_reference(
-            ids, window_of, len(first), keys, special, reference.top_ids, reference.top_p, reference.said_p
+            ids, window_of, len(first), keys, _array(special_ids), reference.top_ids, reference.top_p, reference.said_p
         )
         said = np.concatenate([said, np.zeros(len(keys) - len(said), dtype=np.int64)])
     offsets = np.arange(-window, 0)
@@ -156,8 +139,62 @@ def tally_of(
         said=said,
         expected=expected,
         position_pair=position_pair,
-        left_out_prompt=left_out,
+        left_out_prompt=found.left_out_prompt,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Positions:
+    """Which positions of some responses are in."""
+
+    ids: Ids
+    """The concatenated responses, (N,)."""
+    starts: Counts
+    """Where each response starts, with the end as the last entry."""
+    valid: npt.NDArray[np.bool_]
+    """(N,)."""
+    left_out_prompt: int
+    """Positions left out since their window occurs in a prompt."""
+
+
+def positions_of(
+    responses: Sequence[Ids],
+    *,
+    window: int,
+    special_ids: Sequence[int] = (),
+    prompts: Sequence[Sequence[Ids]] = (),
+    echoes: Sequence[npt.NDArray[np.bool_]] = (),
+    policy: PromptPolicy = PromptPolicy.OWN,
+) -> Positions:
+    """Tell which positions are in; the arguments are those of `tally_of`.
+
+    Raises:
+        ValueError: an id is 2^32 - 1.
+    """
+    ids, starts = _joined(responses)
+    if len(ids) and int(ids.max()) == 2**32 - 1:
+        raise ValueError("token id 4294967295 is no id of any tokenizer")
+    valid = whole_windows(ids, starts, _array(special_ids), window)
+    before = int(valid.sum())
+    if any(prompts) and policy is not PromptPolicy.CLEAN:
+        pieces = [piece for group in prompts for piece in group]
+        prompt_ids, piece_starts = _joined(pieces)
+        if policy is PromptPolicy.OWN:
+            groups = np.concatenate([[0], np.cumsum([len(group) for group in prompts])]).astype(np.int64)
+            leave_out(ids, starts, valid, prompt_ids, piece_starts, groups, window)
+        else:
+            whole = np.array([0, len(ids)], dtype=np.int64)
+            groups = np.array([0, len(pieces)], dtype=np.int64)
+            leave_out(ids, whole, valid, prompt_ids, piece_starts, groups, window)
+    if echoes and policy is not PromptPolicy.CLEAN:
+        echoed = np.concatenate(echoes)
+        for back in range(1, window + 1):
+            valid[back:] &= ~echoed[:-back]
+    return Positions(ids=ids, starts=starts, valid=valid, left_out_prompt=before - int(valid.sum()))
+
+
+def _array(special_ids: Sequence[int]) -> Ids:
+    return np.array(special_ids, dtype=np.uint32)
 
 
 def _joined(parts: Sequence[Ids]) -> tuple[Ids, Counts]:

@@ -5,13 +5,22 @@ Progress goes to standard error and only to a terminal; results go to standard o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-__all__ = ["busy", "progress", "show", "task_progress"]
+__all__ = ["busy", "progress", "reading", "show", "task_progress"]
 
 #: Width of tables that go to a file or a pipe.
 _WIDTH = 140
@@ -35,6 +44,34 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         task = bar.add_task(what, total=total)
 
         yield lambda new: bar.advance(task, new)
+
+
+@contextmanager
+def reading(total: int | None) -> Iterator[Callable[[int, int, int], None]]:
+    """Show how far a corpus is read, at what rate and for how long still.
+
+    The function given is called with the bytes read, of *total* if that is known, the records and the ids so far.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda bytes_read, records, tokens: None
+        return
+    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("reading", total=total)
+        began = time.monotonic()
+        first: list[int] = []
+
+        def advance(bytes_read: int, records: int, tokens: int) -> None:
+            # A run that is gone on with has ids of the run before, which say nothing of this one's rate.
+            if not first:
+                first.append(tokens)
+            rate = (tokens - first[0]) / max(1e-9, time.monotonic() - began)
+            bar.update(
+                task, completed=bytes_read, description=f"{records:,} records, {tokens:,} ids, {rate / 1e6:.1f} M ids/s"
+            )
+
+        yield advance
 
 
 @contextmanager

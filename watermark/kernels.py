@@ -32,9 +32,11 @@ __all__ = [
     "lanes",
     "row",
     "rows",
+    "sampled",
     "seeds",
     "signed_sums",
     "uniform",
+    "window_hashes",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -155,6 +157,75 @@ def lanes(windows: Ids) -> npt.NDArray[np.uint8]:
     for i in range(n):
         out[i] = np.uint8(_sip(_U(0), _U(0), flat, i * h, h) & _LANE_MASK)
     return out
+
+
+@kernel
+def window_hashes(windows: Ids) -> Words:
+    """Return the key-free SipHash-2-4 of each window, whose low 6 bits are its lane: (n, h) to (n,)."""
+    n, h = windows.shape
+    flat = windows.reshape(n * h)
+    out = np.empty(n, np.uint64)
+    for i in range(n):
+        out[i] = _sip(_U(0), _U(0), flat, i * h, h)
+    return out
+
+
+@inline
+def _sip_end(v0, v1, v2, v3, end):
+    """SipHash-2-4's last block and what follows it."""
+    v3 ^= end
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    v0 ^= end
+    v2 ^= _FF
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    return v0 ^ v1 ^ v2 ^ v3
+
+
+@inline
+def _sip_two(block, end):
+    """SipHash-2-4 of two blocks under the zero key: straight code, which LLVM does 8 at a time."""
+    v0, v1, v2, v3 = _round(_SIP_0, _SIP_1, _SIP_2, _SIP_3 ^ block)
+    v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+    return _sip_end(v0 ^ block, v1, v2, v3, end)
+
+
+@kernel
+def sampled(ids: Ids, valid: npt.NDArray[np.bool_], h: int, last: np.uint64) -> tuple[Words, npt.NDArray[np.int32]]:
+    """Return the key-free hashes, those up to *last*, of the windows before valid positions; and the positions."""
+    n = ids.shape[0]
+    hashes = np.empty(_CHUNK, np.uint64)
+    found = np.empty(n, np.uint64)
+    positions = np.empty(n, np.int32)
+    kept = 0
+    for start in range(h, n, _CHUNK):
+        count = min(_CHUNK, n - start)
+        # The widths that are used have code of their own, which takes a third of the time.
+        back = ids[start - h : start - h + count]
+        if h == 1:
+            for i in range(count):
+                hashes[i] = _sip_end(_SIP_0, _SIP_1, _SIP_2, _SIP_3, (_U(4) << _56) | _U(back[i]))
+        elif h == 2:
+            next_1 = ids[start - 1 : start - 1 + count]
+            for i in range(count):
+                hashes[i] = _sip_two(_U(back[i]) | (_U(next_1[i]) << _32), _U(8) << _56)
+        elif h == 3:
+            next_1 = ids[start - 2 : start - 2 + count]
+            next_2 = ids[start - 1 : start - 1 + count]
+            for i in range(count):
+                hashes[i] = _sip_two(_U(back[i]) | (_U(next_1[i]) << _32), (_U(12) << _56) | _U(next_2[i]))
+        else:
+            for i in range(count):
+                hashes[i] = _sip(_U(0), _U(0), ids, start + i - h, h)
+        for i in range(count):
+            found[kept] = hashes[i]
+            positions[kept] = start + i
+            # No branch: which windows are kept is as good as random.
+            kept += valid[start + i] & (hashes[i] <= _U(last))
+    return found[:kept].copy(), positions[:kept].copy()
 
 
 @kernel

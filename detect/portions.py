@@ -1,0 +1,219 @@
+"""One portion of a corpus, parsed and tokenised: the code that every engine runs, in whatever process (DESIGN 6).
+
+A `Portion` of raw records comes in, with the flags of those that were there before; the texts to score come out, and an
+account of every record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from detect.corpus import encode
+from detect.echo import Echoes
+from detect.inputs import Portion
+from detect.records import Accounting, Fields, RecordParser
+from detect.tally import Positions, PromptPolicy, positions_of
+from watermark.errors import InputError, TaggantError, UsageError
+from watermark.tokenizer import Tokenizer
+
+__all__ = ["DUPLICATE", "Sifted", "Sifter", "in_order"]
+
+Ids = npt.NDArray[np.uint32]
+T = TypeVar("T")
+
+#: Why a record is left out that was there before.
+DUPLICATE = "duplicate"
+
+#: Prompts whose ids are held: in a conversation each message is the prompt of all later ones.
+_MOST_PROMPTS = 4096
+
+
+@dataclass(slots=True, kw_only=True)
+class Sifted:
+    """The texts of a portion that are to be scored; text i belongs to document ``document[i]``."""
+
+    accounting: Accounting
+    responses: list[Ids] = field(default_factory=list)
+    prompts: list[list[Ids]] = field(default_factory=list)
+    echoes: list[npt.NDArray[np.bool_] | None] = field(default_factory=list)
+    """None: no prompt is recorded."""
+    document: list[int] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    without_prompt: int = 0
+    from_ids: int = 0
+    fingerprints: set[str] = field(default_factory=set)
+
+    @property
+    def tokens(self) -> int:
+        """Ids in all texts."""
+        return sum(map(len, self.responses))
+
+    def left_out(self) -> tuple[Sequence[Sequence[Ids]], Sequence[npt.NDArray[np.bool_]]]:
+        """Return the prompts and the echoes as `tally_of` wants them."""
+        if not any(map(len, self.prompts)):
+            return (), ()
+        return self.prompts, [
+            np.zeros(len(ids), dtype=np.bool_) if echoed is None else echoed
+            for ids, echoed in zip(self.responses, self.echoes, strict=True)
+        ]
+
+
+class Sifter:
+    """Parse and tokenise portions. It can be sent to another process.
+
+    Args:
+        tokenizer: the generating model's.
+        window: a document without a text longer than this many ids is excluded.
+        special_ids: sorted ids that are never scored and never inside a window.
+        policy: which windows are left out for standing in a prompt.
+        fields: what the fields of a record are called.
+        retokenize: tokenise the text even where there are ids.
+
+    Raises:
+        UsageError: the policy needs the prompts of all records at once.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        window: int,
+        special_ids: tuple[int, ...],
+        policy: PromptPolicy = PromptPolicy.OWN,
+        fields: Fields | None = None,
+        retokenize: bool = False,
+    ) -> None:
+        if policy is PromptPolicy.MARKED:
+            raise UsageError(
+                "prompts that are known to hold marked text are left out of every record, which takes all of them at "
+                "once: use taggant detect model for such a corpus, or a part of it"
+            )
+        self.tokenizer = tokenizer
+        self.window = window
+        self.special_ids = special_ids
+        self.policy = policy
+        self.fields = fields or Fields()
+        self.retokenize = retokenize
+        self._echoes = Echoes(tokenizer)
+        self._cache: dict[str, Ids] = {}
+
+    def sift(self, portion: Portion, seen: npt.NDArray[np.bool_]) -> Sifted:
+        """Return what is to be scored of a portion of whose records *seen* says which were there before."""
+        accounting = Accounting(read=len(portion))
+        found = Sifted(accounting=accounting)
+        parser = RecordParser(self.fields, note=accounting.note)
+        for raw, twice in zip(portion.records(), seen.tolist(), strict=True):
+            try:
+                document = parser.document(raw)
+            except InputError as error:
+                accounting.refuse(f"{raw.name}: {error}")
+                continue
+            encoded = encode(document, self.tokenizer, accounting, window=self.window, retokenize=self.retokenize)
+            if encoded is None:
+                continue
+            if twice:
+                accounting.exclude(DUPLICATE)
+                continue
+            accounting.score()
+            if document.fingerprint is not None:
+                found.fingerprints.add(document.fingerprint)
+            for text, (ids, logged) in zip(document.texts, encoded, strict=True):
+                found.responses.append(ids)
+                found.from_ids += logged
+                found.without_prompt += text.prompts is None
+                earlier = text.prompts or ()
+                if self.policy is PromptPolicy.CLEAN:
+                    earlier = ()
+                found.prompts.append([self._encoded(piece) for piece in earlier])
+                found.echoes.append(self._echoes.find(ids, self._echoes.passages(earlier)) if earlier else None)
+                found.document.append(len(found.sources))
+            found.sources.append(document.source)
+        return found
+
+    def positions(self, found: Sifted) -> Positions:
+        """Return which positions of the texts are in."""
+        prompts, echoes = found.left_out()
+        return positions_of(
+            found.responses,
+            window=self.window,
+            special_ids=self.special_ids,
+            prompts=prompts,
+            echoes=echoes,
+            policy=self.policy,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": {}, "_echoes": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._echoes = Echoes(self.tokenizer)
+
+    def _encoded(self, text: str) -> Ids:
+        ids = self._cache.get(text)
+        if ids is None:
+            if len(self._cache) > _MOST_PROMPTS:
+                self._cache.clear()
+            ids = self._cache[text] = self.tokenizer.encode(text)
+        return ids
+
+
+def in_order(tasks: Iterable[tuple[Any, ...]], function: Callable[..., T], *, workers: int) -> Iterator[T]:
+    """Call a function on each task and yield the results in the order of the tasks.
+
+    A few tasks a worker are under way at any time, so that memory does not grow with their number. One worker is this
+    process itself.
+
+    Args:
+        tasks: the arguments of each call.
+        function: it and its arguments can be sent to another process.
+        workers: processes.
+
+    Raises:
+        TaggantError: a worker was ended, by the system for its memory as a rule.
+    """
+    if workers < 1:
+        raise UsageError(f"expected 1 worker or more, got {workers}")
+    if workers == 1:
+        for task in tasks:
+            yield function(*task)
+        return
+    # Spawned, since a fork of a process with threads (pyarrow's, Numba's) may hang.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_take, initargs=(function,))
+    under_way: list[Future[T]] = []
+    try:
+        for task in tasks:
+            under_way.append(pool.submit(_run, *task))
+            if len(under_way) > 2 * workers:
+                yield under_way.pop(0).result()
+        while under_way:
+            yield under_way.pop(0).result()
+    except BrokenProcessPool:
+        raise TaggantError(
+            "a worker process ended unexpectedly, as a rule for want of memory: try fewer --workers. What was done up "
+            "to the last checkpoint is kept"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_function: Callable[..., Any] = partial(int)
+
+
+def _take(function: Callable[..., Any]) -> None:
+    """Keep what the tasks of this process share: it is sent once, not with each of them."""
+    global _function
+    _function = function
+
+
+def _run(*task: Any) -> Any:
+    return _function(*task)
