@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from detect.e_process import SequentialResult
     from detect.mark import Mark
     from detect.records import Document, Fields
+    from detect.reference import Reference
     from detect.reference_choice import ChosenReference, ReferenceChoice
     from detect.supervised import SupervisedTest
     from detect.tally_file import TallyFile
@@ -1508,6 +1509,136 @@ def ledger_export(
         typer.echo(gap.sentence(), err=True)
     for name, seen in summary.open_sessions:
         typer.echo(f"{name}: a writer has it open, or crashed with it open; last seen {seen}", err=True)
+
+
+@app.command("collect")
+def collect_command(
+    endpoint: Annotated[str, typer.Argument(metavar="URL", help="Base address, such as https://host/v1.")],
+    model: Annotated[str, typer.Option(help="The model, as the endpoint names it.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="The journal (JSON Lines); one that is there is gone on with.")
+    ],
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help='JSON Lines with a "prompt", or text with one prompt a line.')
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A study's folder: its prompts.jsonl (taggant evidence plan).")
+    ] = None,
+    domain: Annotated[
+        str | None, typer.Option(help="Prompts made from templates: prose, code or tool-use; wants --count.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Prompts made with --domain.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="From which they are drawn.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, max=1000, help="Answers to each prompt.")] = 1,
+    completions: Annotated[
+        bool, typer.Option("--completions", help="Ask /completions with the bare prompt, not /chat/completions.")
+    ] = False,
+    temperature: Annotated[float, typer.Option(min=0, max=2)] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of one answer.")] = 256,
+    logprobs: Annotated[
+        int | None, typer.Option(min=1, max=20, help="Ask for the log-probabilities of so many tokens, and keep them.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The environment variable that holds the API key.")
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The file that holds the API key, readable by you alone.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests at once.")] = 4,
+    per_minute: Annotated[float | None, typer.Option(min=0.01, help="Requests begun a minute at most.")] = None,
+    retries: Annotated[int, typer.Option(min=0, max=20, help="Further tries of a request that failed.")] = 6,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one try, to its last byte.")] = 120.0,
+    budget_tokens: Annotated[int | None, typer.Option(min=1, help="Prompt and answer tokens at most.")] = None,
+    budget_money: Annotated[float | None, typer.Option(min=0, help="To be spent at most, by the prices.")] = None,
+    price_in: Annotated[float, typer.Option(min=0, help="Of a million prompt tokens.")] = 0.0,
+    price_out: Annotated[float, typer.Option(min=0, help="Of a million answer tokens.")] = 0.0,
+    until: Annotated[
+        float | None, typer.Option(help="Look at the evidence meanwhile, and stop at this p; wants --keyring.")
+    ] = None,
+    keyring: Annotated[Path | None, typer.Option("--keyring", "-k", metavar="FILE", help="Key file.")] = None,
+    scope: Annotated[str | None, typer.Option(metavar="NAME", help="Scope in the key file.")] = None,
+    looks: Annotated[int, typer.Option(min=1, help="Looks at equal steps of the planned text.")] = 16,
+    planned_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Size of the text that the looks are planned for. [default: requests x max tokens]"),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Records of a clean model's outputs, for the weights.")
+    ] = None,
+    reference_model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A model that reads the answers, for the weights.")
+    ] = None,
+    tokenizer: TokenizerOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Sample a suspect behind an OpenAI-compatible endpoint; every answer is kept (extra collect)."""
+    from detect.collection.command import Asked, Watched, run_collection
+    from detect.reference_choice import ReferenceChoice
+    from watermark.errors import UsageError
+
+    watched = None
+    if until is not None:
+        marks = _marks([keyring] if keyring else None, [scope] if scope else None, None)
+        if len(marks) != 1:
+            raise UsageError(f"--until looks with one key, and {len(marks)} were given: --keyring and --scope name it")
+        key = marks[0][0]
+        chosen = _tokenizer_of(tokenizer, [key])
+        choice = ReferenceChoice(
+            files=(reference,) if reference else (), models=(reference_model,) if reference_model else (), top=32
+        )
+
+        def reference_of(corpus: Corpus) -> Reference:
+            from detect.records import Fields
+
+            used = _reference(choice, corpus, chosen, key.window, Fields(), fingerprints=frozenset({key.fingerprint}))
+            if used is None:
+                raise UsageError("no reference was made")
+            return used.reference
+
+        watched = Watched(
+            mark=key,
+            tokenizer=chosen,
+            level=until,
+            looks=looks,
+            planned_tokens=planned_tokens,
+            reference_of=reference_of if reference or reference_model else None,
+        )
+    elif keyring or reference or reference_model:
+        raise UsageError("--keyring, --reference and --reference-model go with --until P; without it nothing is tested")
+    outcome = run_collection(
+        Asked(
+            url=endpoint,
+            model=model,
+            completions=completions,
+            sampling={"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens},
+            logprobs=logprobs,
+            api_key_env=api_key_env,
+            api_key_file=api_key_file,
+            prompts=prompts,
+            plan=plan,
+            domain=domain,
+            count=count,
+            seed=seed,
+            samples=samples,
+            concurrency=concurrency,
+            per_minute=per_minute,
+            retries=retries,
+            timeout=timeout,
+            budget_tokens=budget_tokens,
+            budget_money=budget_money,
+            price_in=price_in,
+            price_out=price_out,
+        ),
+        out,
+        watched=watched,
+    )
+    if json:
+        _print_json(outcome.to_json())
+    else:
+        for line in outcome.lines():
+            typer.echo(line)
+    raise typer.Exit(outcome.exit_code)
 
 
 @evidence.command("plan")

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from detect.binomial import min_log10_p
 from detect.centred import CENTRED
+from detect.concentration import Concentration, concentration_of
 from detect.corpus import Corpus
 from detect.count import CountTest, count_test
 from detect.decoys import DECOYS
@@ -63,6 +64,8 @@ class ModelResult:
     weighted: tuple[WeightedTest, ...]
     """The weighted tests listed; none without a reference."""
     effect: EffectSize | None
+    concentration: Concentration | None
+    """Whether the leading test's signal stands in one lane or a few windows; None where there is too little."""
     main_test: str
     """The weighted tests listed where there is a reference, else the unweighted: fixed before any key is looked at."""
     min_p_rank: int | None
@@ -213,6 +216,9 @@ def _detect_one(
         weighted_test(each, mark=mark, tally=tally, scores=scores, decoy_sums=None if sums is None else sums[:, number])
         for number, each in enumerate(weights, start=1)
     )
+    leading = plain
+    if weighted:
+        leading = weights[min(range(len(weighted)), key=lambda number: weighted[number].log10_p)]
     log10_p = unweighted.log10_p
     min_p_rank: int | None = None
     if weighted:
@@ -244,6 +250,7 @@ def _detect_one(
         unweighted=unweighted,
         weighted=weighted,
         effect=_effect(mark, tally, reference, tested, scores),
+        concentration=concentration_of(leading, mark=mark, tally=tally, scores=scores),
         main_test=" and ".join(test.name for test in weighted) if weighted else unweighted.name,
         min_p_rank=min_p_rank,
         log10_p=log10_p,

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from detect.corpus import encode
 from detect.echo import Echoes
 from detect.inputs import Portion
-from detect.records import Accounting, Fields, RecordParser
+from detect.records import Accounting, Fields, LeftOutError, RecordParser
 from detect.tally import Positions, PromptPolicy, positions_of
 from watermark.errors import InputError, TaggantError, UsageError
 from watermark.tokenizer import Tokenizer
@@ -114,6 +114,9 @@ class Sifter:
         for raw, twice in zip(portion.records(), seen.tolist(), strict=True):
             try:
                 document = parser.document(raw)
+            except LeftOutError as reason:
+                accounting.exclude(str(reason))
+                continue
             except InputError as error:
                 accounting.refuse(f"{raw.name}: {error}")
                 continue

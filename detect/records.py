@@ -28,12 +28,29 @@ from detect.inputs import PORTION, Portion, RawRecord, find_inputs, opened, show
 from detect.strict_json import TOO_DEEP, decode_utf8, parse_object, parse_value
 from watermark.errors import InputError, TaggantError, UsageError, printable
 
-__all__ = ["MAX_PROBLEMS", "Accounting", "Document", "Fields", "Reader", "RecordParser", "Text"]
+__all__ = [
+    "COLLECTION",
+    "MAX_PROBLEMS",
+    "Accounting",
+    "Document",
+    "Fields",
+    "LeftOutError",
+    "Reader",
+    "RecordParser",
+    "Text",
+]
 
 _PLACE = re.compile(r"(.*?)(?::([0-9]{1,18}))?: ")
 
 #: How many malformed records are kept with their messages.
 MAX_PROBLEMS = 20
+
+#: The schema that the first line of a collection's journal names (`detect.collection.journal`).
+COLLECTION = "taggant/collection/1"
+
+
+class LeftOutError(TaggantError):
+    """A record that is well formed and no text's: a journal's header, or an error that it keeps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +250,8 @@ class Reader:
                 self.accounting.read += 1
                 try:
                     document = self.parser.document(raw)
+                except LeftOutError as reason:
+                    self.accounting.exclude(str(reason))
                 except InputError as error:
                     self.accounting.refuse(f"{raw.name}: {error}")
                 else:
@@ -317,12 +336,13 @@ class RecordParser:
     @property
     def columns(self) -> tuple[str, ...]:
         """The names that a record may have, and that mean something."""
-        return (*self._kinds, "fingerprint", "tokenizer")
+        return (*self._kinds, "fingerprint", "tokenizer", "account")
 
     def document(self, raw: RawRecord) -> Document:
         """Return the record.
 
         Raises:
+            LeftOutError: it is none of a text's: its message is the reason.
             InputError: it is malformed.
         """
         if raw.problem is not None:
@@ -334,6 +354,10 @@ class RecordParser:
         else:
             # Of a table in text there are its bytes, too.
             record = self._of_cells(raw.row) if raw.content else raw.row
+        if record.get("schema") == COLLECTION:
+            raise LeftOutError("header of a collection's journal")
+        if record.get("prompt_index") is not None and record.get("error") is not None:
+            raise LeftOutError("an error of the endpoint")
         try:
             return self._of_record(raw.name, record)
         except RecursionError:

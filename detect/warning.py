@@ -8,6 +8,7 @@ from enum import Enum
 from detect.corpus import Corpus
 from detect.distillation import ModelResult
 from detect.mark import Mark
+from detect.verdict import Verdict
 
 __all__ = ["Warned", "warnings_of", "warnings_of_model"]
 
@@ -29,6 +30,8 @@ class Warned(Enum):
     NO_PROMPTS = "some texts have no recorded prompt: echoes of it could not be left out"
     OTHER_SCOPE = "records name another scope's fingerprint than the one tested"
     RELAY = "an effect near the teacher's own: a relay of the teacher's service looks like this, a student rarely"
+    ONE_LANE = "less than half of the signal is left without one lane: a lane's key in other hands looks like this"
+    FEW_WINDOWS = "less than half of the signal is left without five windows: copied or planted text looks like this"
     DECOYS_SPREAD = "the decoys' spread is not what the null says: do not rely on this result, and report it"
 
 
@@ -51,6 +54,9 @@ def warnings_of_model(result: ModelResult, general: Sequence[Warned]) -> list[Wa
     found = list(general)
     if result.effect is not None and result.effect.tau >= _RELAY and result.log10_p_holm < -3:
         found.append(Warned.RELAY)
+    parts = result.concentration
+    if parts is not None and result.verdict is Verdict.DEPENDS:
+        found += [Warned.ONE_LANE] * parts.in_one_lane + [Warned.FEW_WINDOWS] * parts.in_few_windows
     low, high = _DECOY_SD
     spreads = [test.decoy_sd for test in result.weighted if test.decoys >= _ENOUGH_DECOYS]
     if any(sd is not None and not low < sd < high for sd in spreads):

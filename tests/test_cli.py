@@ -84,6 +84,7 @@ COMMANDS = (
     "ledger prove",
     "ledger verify",
     "ledger export",
+    "collect",
     "evidence",
     "evidence plan",
     "evidence score",

@@ -82,6 +82,7 @@ def suspect(name: str, *, green: int, z: float, log10_p: float, rank: int, tau: 
         unweighted=count,
         weighted=(weighted,),
         effect=EffectSize(tau=tau, low=tau - 0.018, high=tau + 0.018),
+        concentration=None,
         main_test="centred",
         min_p_rank=None,
         log10_p=log10_p,

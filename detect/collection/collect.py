@@ -1,0 +1,254 @@
+"""Ask an endpoint every planned request, keep whatever it answers, and stop in time.
+
+Requests are asked in the plan's order, several at once. Each answer or error is in the journal before its worker asks
+another, so that a collection that was killed goes on where it stopped, and loses and repeats nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any, Final
+
+from detect.collection.endpoint import Answer, Endpoint
+from detect.collection.journal import Journal, Request
+from watermark.errors import UsageError, printable
+
+__all__ = ["MOST_FAILURES", "Budget", "Collection", "Outcome", "Stopped", "collect", "header_of"]
+
+#: Characters a token where the endpoint does not say how many there were.
+_CHARACTERS: Final = 4
+
+#: Requests in a row that fail after all their tries before the collection stops.
+MOST_FAILURES: Final = 10
+
+
+class Stopped(Enum):
+    """Why a collection ended."""
+
+    COMPLETE = "every planned request is answered"
+    EVIDENCE = "the evidence suffices"
+    FUTILE = "more of the plan would hardly help: a fifth of the evidence is open and e is below 1"
+    BUDGET = "the budget is reached"
+    FAILURES = f"{MOST_FAILURES} requests in a row failed after all their tries"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What may be spent. What earlier runs into the same journal spent counts."""
+
+    tokens: int | None = None
+    """Of prompts and answers."""
+    money: float | None = None
+    price_in: float = 0.0
+    """A million prompt tokens."""
+    price_out: float = 0.0
+    """A million answer tokens."""
+
+    def __post_init__(self) -> None:
+        if self.money is not None and not self.price_in + self.price_out > 0:
+            raise UsageError("--budget-money wants --price-in and --price-out, a million tokens")
+
+    def cost(self, prompt: int, completion: int) -> float:
+        """Return what so many tokens cost."""
+        return (prompt * self.price_in + completion * self.price_out) / 1e6
+
+
+@dataclass(slots=True)
+class Collection:
+    """How far a collection is."""
+
+    planned: int
+    answered: int = 0
+    errors: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    models: dict[str, int] = field(default_factory=dict)
+    """Answers by model and system fingerprint, as the endpoint names them."""
+    in_a_row: int = 0
+    """Requests that failed, the newest ones."""
+    waiting: int = 0
+    """Requests under way."""
+
+    @property
+    def done(self) -> int:
+        """Requests that are in the journal."""
+        return self.answered + self.errors
+
+    @property
+    def changed(self) -> bool:
+        """Whether the endpoint named more than one model or system fingerprint."""
+        return len(self.models) > 1
+
+    def count(self, record: dict[str, Any]) -> None:
+        """Take a journal's record into account."""
+        if record.get("error") is not None:
+            self.errors += 1
+            self.in_a_row += 1
+            return
+        self.answered += 1
+        self.in_a_row = 0
+        used = record.get("usage") or {}
+        self.prompt_tokens += used.get("prompt_tokens") or len(record["prompt"]) // _CHARACTERS
+        self.completion_tokens += used.get("completion_tokens") or len(record["response"]) // _CHARACTERS
+        name = " ".join(filter(None, (record.get("model"), record.get("system_fingerprint")))) or "no name"
+        self.models[name] = self.models.get(name, 0) + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run of a collection came to."""
+
+    stopped: Stopped
+    collection: Collection
+    cost: float
+
+
+def header_of(endpoint: Endpoint, prompts: Sequence[str], samples: int) -> dict[str, Any]:
+    """Return a journal's header: what is asked of whom, without a secret."""
+    import hashlib
+    import json
+
+    digest = hashlib.sha256(b"".join(json.dumps(prompt).encode() + b"\n" for prompt in prompts)).hexdigest()
+    return {
+        "endpoint": endpoint.url,
+        "model": endpoint.model,
+        "kind": endpoint.kind,
+        "sampling": endpoint.sampling,
+        "logprobs": endpoint.logprobs,
+        "prompts": {"count": len(prompts), "sha256": digest},
+        "samples": samples,
+        "started": _now(),
+    }
+
+
+async def collect(
+    endpoint: Endpoint,
+    prompts: Sequence[str],
+    journal: Journal,
+    *,
+    samples: int = 1,
+    concurrency: int = 4,
+    per_minute: float | None = None,
+    budget: Budget | None = None,
+    look: Callable[[], Stopped | None] = lambda: None,
+    on_record: Callable[[Collection], None] = lambda collection: None,
+) -> Outcome:
+    """Ask what is not in the journal yet.
+
+    Args:
+        endpoint: of whom.
+        prompts: in the plan's order.
+        journal: open, with the header of `header_of`.
+        samples: answers a prompt.
+        concurrency: requests at once.
+        per_minute: requests begun at most.
+        budget: what may be spent.
+        look: called when a request came into the journal, and once before the first; says whether to stop.
+        on_record: told of the state after each record.
+
+    Raises:
+        FatalAnswerError: the endpoint refuses for good; what was answered is in the journal.
+        MissingExtraError: httpx is not installed.
+    """
+    planned = [Request(p, s) for p in range(len(prompts)) for s in range(samples)]
+    spent = budget or Budget()
+    state = Collection(planned=len(planned))
+    for request in sorted(journal.records):
+        state.count(journal.records[request])
+    state.in_a_row = 0
+    on_record(state)
+    pace = _Pace(per_minute)
+    todo = iter([request for request in planned if request not in journal.records])
+    stopped: list[Stopped] = []
+    if journal.records and (before := look()) is not None:
+        stopped.append(before)
+
+    async def work(client: Any) -> None:
+        while not stopped:
+            if _reached(state, spent, endpoint):
+                stopped.append(Stopped.BUDGET)
+                return
+            request = next(todo, None)
+            if request is None:
+                return
+            await pace.wait()
+            state.waiting += 1
+            try:
+                prompt = prompts[request.prompt_index]
+                answer = await endpoint.ask(client, prompt, request.sample_index)
+            finally:
+                state.waiting -= 1
+            journal.add(request, _record(prompt, answer))
+            state.count(journal.records[request])
+            on_record(state)
+            if state.in_a_row >= MOST_FAILURES:
+                stopped.append(Stopped.FAILURES)
+            elif (reason := look()) is not None:
+                stopped.append(reason)
+
+    async with endpoint.client(concurrency) as client:
+        tasks = [asyncio.create_task(work(client)) for _ in range(max(1, concurrency))]
+        try:
+            await asyncio.gather(*tasks)
+        except asyncio.CancelledError:
+            stopped.append(Stopped.INTERRUPTED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    return Outcome(
+        stopped=stopped[0] if stopped else Stopped.COMPLETE,
+        collection=state,
+        cost=spent.cost(state.prompt_tokens, state.completion_tokens),
+    )
+
+
+def _reached(state: Collection, budget: Budget, endpoint: Endpoint) -> bool:
+    """Tell whether another request, at its longest, beside those under way might pass the budget."""
+    longest = int(endpoint.sampling.get("max_tokens") or endpoint.sampling.get("max_completion_tokens") or 0)
+    coming = (state.waiting + 1) * longest
+    tokens = state.prompt_tokens + state.completion_tokens + coming
+    cost = budget.cost(state.prompt_tokens, state.completion_tokens + coming)
+    return (budget.tokens is not None and tokens > budget.tokens) or (budget.money is not None and cost > budget.money)
+
+
+def _record(prompt: str, answer: Answer) -> dict[str, Any]:
+    record: dict[str, Any] = {"prompt": prompt, "response": answer.text}
+    if answer.error is not None:
+        record["error"] = printable(answer.error, 600)
+    record |= {"time": _now(), "status": answer.status, "tries": answer.tries, "seconds": answer.seconds}
+    named = {
+        "model": answer.model,
+        "system_fingerprint": answer.system_fingerprint,
+        "finish_reason": answer.finish_reason,
+        "logprobs": answer.logprobs,
+    }
+    record |= {name: value for name, value in named.items() if value is not None}
+    if answer.prompt_tokens is not None or answer.completion_tokens is not None:
+        record["usage"] = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
+    return record
+
+
+class _Pace:
+    """At most so many begun a minute, evenly."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self._apart = 60.0 / per_minute if per_minute else 0.0
+        self._next = 0.0
+
+    async def wait(self) -> None:
+        now = time.monotonic()
+        begin = max(now, self._next)
+        self._next = begin + self._apart
+        if begin > now:
+            await asyncio.sleep(begin - now)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,366 @@
+"""Collecting: from a real server, killed and resumed, stopped by evidence, and from servers that misbehave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import builders
+import numpy as np
+import pytest
+
+pytest.importorskip("httpx")
+pytest.importorskip("uvicorn")
+
+from student_server import Student, StudentServer, served
+
+from detect.collection.collect import MOST_FAILURES, Budget, Stopped
+from detect.collection.command import Asked, Collected, Watched, run_collection
+from detect.collection.endpoint import Endpoint, FatalAnswerError
+from detect.collection.journal import Journal, Request
+from detect.collection.prompts import DOMAINS, made_prompts
+from detect.corpus import read_corpus
+from detect.e_process import sequential_test
+from detect.mark import GreenListMark
+from detect.records import Reader
+from watermark.errors import UsageError
+from watermark.keys import ScopeKeys
+from watermark.tokenizer import load
+
+TOKENIZER = load("smollm2")
+WORDS_SAID = 40
+
+
+def scope(key: int = 1) -> ScopeKeys:
+    keys = builders.scope_of(key=key, delta=2.0)
+    return replace(keys, params=replace(keys.params, tokenizer=TOKENIZER.digest(), special_ids=TOKENIZER.special_ids))
+
+
+@pytest.fixture(scope="module")
+def student() -> Student:
+    return Student.taught(scope(), TOKENIZER)
+
+
+@pytest.fixture(scope="module")
+def twin() -> Student:
+    return Student.taught(None, TOKENIZER)
+
+
+def asked(url: str, folder: Path, *, prompts: int = 40, **settings: Any) -> Asked:
+    path = folder / "prompts.txt"
+    path.write_text("".join(f"Say something about number {i}.\n" for i in range(prompts)), encoding="utf-8")
+    values = {
+        "url": url,
+        "model": "student",
+        "sampling": {"temperature": 1.0, "max_tokens": WORDS_SAID},
+        "prompts": path,
+        "retries": 2,
+        "backoff": 0.01,
+        "timeout": 5.0,
+        **settings,
+    }
+    return Asked(**values)
+
+
+def watched(keys: ScopeKeys, *, level: float = 1e-6, looks: int = 8, planned: int | None = None) -> Watched:
+    mark = GreenListMark(keys)
+    return Watched(mark=mark, tokenizer=TOKENIZER, level=level, looks=looks, planned_tokens=planned, reference_of=None)
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("completions", [False, True])
+def test_every_request_is_answered_once_and_kept(student: Student, tmp_path: Path, completions: bool) -> None:
+    server = StudentServer(student)
+    out = tmp_path / "journal.jsonl"
+    with served(server) as url:
+        done = run_collection(asked(url, tmp_path, samples=2, completions=completions), out, watched=None)
+    assert (done.exit_code, done.outcome.stopped) == (0, Stopped.COMPLETE)
+    header, *lines = records(out)
+    assert header["schema"] == "taggant/collection/1"
+    assert {(r["prompt_index"], r["sample_index"]) for r in lines} == {(p, s) for p in range(40) for s in range(2)}
+    assert len(lines) == 80
+    assert set(server.asked.values()) == {2}
+    assert all(r["prompt"] == f"Say something about number {r['prompt_index']}." for r in lines)
+    reader = Reader([out])
+    corpus = read_corpus(reader, TOKENIZER, window=1)
+    assert (reader.accounting.read, reader.accounting.scored) == (81, 80)
+    assert reader.accounting.excluded == {"header of a collection's journal": 1}
+    assert corpus.without_prompt == 0
+
+
+def test_a_collection_killed_at_any_time_loses_and_repeats_nothing(student: Student, tmp_path: Path) -> None:
+    server = StudentServer(student, delay=0.01)
+    out = tmp_path / "journal.jsonl"
+    with served(server) as url:
+        asked(url, tmp_path, prompts=150)
+        command = [sys.executable, "-c", "import cli; cli.main()", "collect", url, "--model", "student"]
+        command += ["--out", str(out), "--prompts", str(tmp_path / "prompts.txt"), "--max-tokens", "10"]
+        kept: list[bytes] = []
+        for kills in range(4):
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            wanted = 30 * (kills + 1)
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline and (not out.exists() or out.read_bytes().count(b"\n") < wanted):
+                time.sleep(0.005)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            lines = out.read_bytes().split(b"\n")[:-1]
+            assert lines[: len(kept)] == kept
+            kept = lines
+        if kills:  # What a crash leaves of a line.
+            with open(out, "ab") as file:
+                file.write(b'{"prompt_index": 149, "sam')
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    _, *lines = records(out)
+    assert sorted(r["prompt_index"] for r in lines) == list(range(150))
+    assert not [r for r in lines if "error" in r]
+    # What was under way at a kill was asked again, and nothing else.
+    assert 150 <= sum(server.asked.values()) <= 150 + 4 * 4
+
+
+def test_evidence_stops_early_and_is_what_the_journal_says(student: Student, tmp_path: Path) -> None:
+    keys, out = scope(), tmp_path / "journal.jsonl"
+    planned = 300 * WORDS_SAID
+    with served(StudentServer(student)) as url:
+        done = run_collection(asked(url, tmp_path, prompts=300), out, watched=watched(keys, planned=planned, looks=16))
+    assert done.outcome.stopped is Stopped.EVIDENCE
+    assert done.evidence is not None
+    assert done.evidence.log10_p <= -6
+    assert done.evidence.tokens < planned * 0.8
+    corpus = read_corpus(Reader([out]), TOKENIZER, window=1)
+    again = sequential_test(corpus, GreenListMark(keys), looks=16, planned_tokens=planned)
+    assert again.looks[: len(done.evidence.looks)] == done.evidence.looks
+    assert (again.decided_at, again.log10_p) == (done.evidence.decided_at, done.evidence.log10_p)
+
+
+def test_a_resumed_collection_takes_its_looks_up(student: Student, tmp_path: Path) -> None:
+    keys, out = scope(), tmp_path / "journal.jsonl"
+    with served(StudentServer(student)) as url:
+        short = asked(url, tmp_path, prompts=60, budget_tokens=1_000)
+        first = run_collection(short, out, watched=watched(keys, level=1e-300))
+        assert (first.outcome.stopped, first.exit_code) == (Stopped.BUDGET, 7)
+        assert first.outcome.collection.prompt_tokens + first.outcome.collection.completion_tokens <= 1_000
+        rest = run_collection(replace(short, budget_tokens=None), out, watched=watched(keys, level=1e-300))
+    assert rest.outcome.stopped is Stopped.COMPLETE
+    assert first.evidence is not None
+    assert rest.evidence is not None
+    assert rest.evidence.looks[: len(first.evidence.looks)] == first.evidence.looks
+    assert len(rest.evidence.looks) == 8
+
+
+def test_the_clean_twin_never_crosses_over_200_keys(twin: Student, tmp_path: Path) -> None:
+    out = tmp_path / "journal.jsonl"
+    with served(StudentServer(twin)) as url:
+        run_collection(asked(url, tmp_path, prompts=60), out, watched=None)
+    corpus = read_corpus(Reader([out]), TOKENIZER, window=1)
+    found = [sequential_test(corpus, GreenListMark(scope(key)), looks=8) for key in range(2, 202)]
+    crossed = np.array([each.log10_p for each in found])
+    assert (crossed <= -6).sum() == 0
+    assert (crossed <= -2).sum() <= 8  # 2 expected at most.
+    assert np.mean([10.0**each.log10_e for each in found]) < 2
+
+
+def test_a_hopeless_collection_is_given_up_by_the_stated_rule(twin: Student, tmp_path: Path) -> None:
+    out = tmp_path / "journal.jsonl"
+    stopped = Counter()
+    with served(StudentServer(twin)) as url:
+        for key in range(3, 9):
+            path = out.with_name(f"{key}.jsonl")
+            done = run_collection(
+                asked(url, tmp_path, prompts=100),
+                path,
+                watched=watched(scope(key), planned=100 * WORDS_SAID, looks=16),
+            )
+            stopped[done.outcome.stopped] += 1
+            assert done.evidence is not None
+            if done.outcome.stopped is Stopped.FUTILE:
+                assert done.evidence.looks[-1].log10_e < 0
+    assert stopped[Stopped.FUTILE] >= 3
+    assert stopped[Stopped.EVIDENCE] == 0
+
+
+@pytest.mark.parametrize(
+    ("manner", "said"),
+    [
+        ("hangs", "no answer within 0.5 seconds"),
+        ("garbage", "not an answer"),
+        ("truncated", "not an answer"),
+        ("cut off", "no answer: "),
+        ("gigabyte", "a reply of more than 32 MiB"),
+        ("compressed", "a compressed reply"),
+        ("busy", "HTTP 429: slow down"),
+        ("broken", "HTTP 503: oops"),
+        ("other form", "expected a text"),
+        ("deep", "not an answer"),
+    ],
+)
+def test_endpoints_that_misbehave_are_bounded_and_journalled(
+    student: Student, tmp_path: Path, manner: str, said: str
+) -> None:
+    out = tmp_path / "journal.jsonl"
+    started = time.monotonic()
+    with served(StudentServer(student, manner=manner)) as url:
+        timeout = 20.0 if manner == "gigabyte" else 0.5
+        done = run_collection(asked(url, tmp_path, timeout=timeout, retries=1, prompts=30), out, watched=None)
+    assert time.monotonic() - started < 100
+    assert (done.outcome.stopped, done.exit_code) == (Stopped.FAILURES, 7)
+    _, *lines = records(out)
+    assert MOST_FAILURES <= len(lines) <= MOST_FAILURES + 4
+    for record in lines:
+        assert said in record["error"]
+        assert record["error"].isprintable()
+        assert record["tries"] == 2
+        assert record["response"] == ""
+    reader = Reader([out])
+    assert list(reader) == []
+    assert reader.accounting.excluded["an error of the endpoint"] == len(lines)
+
+
+@pytest.mark.parametrize(
+    ("manner", "said"), [("redirects", "redirects are not followed"), ("unauthorised", "HTTP 401: Incorrect API key")]
+)
+def test_endpoints_that_refuse_for_good_end_it(student: Student, tmp_path: Path, manner: str, said: str) -> None:
+    server = StudentServer(student, manner=manner)
+    with served(server) as url, pytest.raises(FatalAnswerError, match=said) as error:
+        run_collection(asked(url, tmp_path), tmp_path / "journal.jsonl", watched=None)
+    assert str(error.value).isprintable()
+    assert server.requests <= 4
+
+
+def test_a_server_that_is_busy_for_a_while_is_waited_for(student: Student, tmp_path: Path) -> None:
+    out = tmp_path / "journal.jsonl"
+    with served(StudentServer(student, manner="busy at first")) as url:
+        done = run_collection(asked(url, tmp_path, retries=6), out, watched=None)
+    assert done.outcome.stopped is Stopped.COMPLETE
+    assert done.outcome.collection.errors == 0
+    assert max(record["tries"] for record in records(out)[1:]) > 1
+
+
+def test_a_refusal_is_an_answer(student: Student, tmp_path: Path) -> None:
+    out = tmp_path / "journal.jsonl"
+    with served(StudentServer(student, manner="refuses")) as url:
+        done = run_collection(asked(url, tmp_path, prompts=5), out, watched=None)
+    assert done.outcome.collection.answered == 5
+    assert {record["response"] for record in records(out)[1:]} == {"I can't."}
+
+
+def test_a_model_that_changes_in_mid_audit_is_told(student: Student, tmp_path: Path) -> None:
+    with served(StudentServer(student, manner="model changes")) as url:
+        done = run_collection(asked(url, tmp_path), tmp_path / "journal.jsonl", watched=None)
+    assert done.outcome.collection.models == {"student fp_1": 10, "student-2 fp_1": 30}
+    assert any("WARNING: the endpoint named more than one model" in line for line in done.lines())
+    json.dumps(done.to_json())
+
+
+def test_a_journal_of_other_settings_is_never_written_over(student: Student, tmp_path: Path) -> None:
+    out = tmp_path / "journal.jsonl"
+    with served(StudentServer(student)) as url:
+        settings = asked(url, tmp_path, prompts=3)
+        run_collection(settings, out, watched=None)
+        before = out.read_bytes()
+        for change in ({"model": "another"}, {"samples": 2}, {"sampling": {"max_tokens": 9}}, {"completions": True}):
+            with pytest.raises(UsageError, match="another collection's journal"):
+                run_collection(replace(settings, **change), out, watched=None)
+        (tmp_path / "other.jsonl").write_text('{"text": "mine"}\n', encoding="utf-8")
+        with pytest.raises(UsageError, match="never written over"):
+            run_collection(settings, tmp_path / "other.jsonl", watched=None)
+    assert out.read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks are of POSIX")
+def test_one_process_collects_into_a_journal(tmp_path: Path) -> None:
+    header = {"endpoint": "x", "model": "m"}
+    with Journal(tmp_path / "j.jsonl", header), pytest.raises(UsageError, match="another process"):
+        Journal(tmp_path / "j.jsonl", header)
+    with Journal(tmp_path / "j.jsonl", header) as journal:
+        journal.add(Request(0, 0), {"prompt": "a", "response": "b"})
+        with pytest.raises(ValueError, match="already"):
+            journal.add(Request(0, 0), {"prompt": "a", "response": "c"})
+
+
+def test_the_api_key_reaches_the_endpoint_and_nothing_else(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = "sk-canary-0123456789"
+    server = StudentServer(student)
+    out = tmp_path / "journal.jsonl"
+    monkeypatch.setenv("SUSPECT_KEY", key)
+    with served(server) as url:
+        settings = asked(url, tmp_path, prompts=3, api_key_env="SUSPECT_KEY")
+        done = run_collection(settings, out, watched=None)
+        assert {headers["authorization"] for headers in server.headers} == {f"Bearer {key}"}
+        server.manner = "unauthorised"
+        with pytest.raises(FatalAnswerError) as error:
+            run_collection(settings, tmp_path / "second.jsonl", watched=None)
+    captured = capsys.readouterr()
+    told = [out.read_text(), str(done), str(done.to_json()), *done.lines(), repr(settings.endpoint())]
+    for text in (*told, str(error.value), captured.out, captured.err):
+        assert key not in text
+    with pytest.raises(UsageError, match="use https"):
+        Endpoint(url="http://far.example/v1", model="m", key=settings.endpoint().key)
+    (tmp_path / "key").write_text(key, encoding="utf-8")
+    os.chmod(tmp_path / "key", 0o644)
+    with pytest.raises(Exception, match="chmod"):
+        replace(settings, api_key_env=None, api_key_file=tmp_path / "key").endpoint()
+    monkeypatch.delenv("SUSPECT_KEY")
+    with pytest.raises(UsageError, match="not set"):
+        settings.endpoint()
+
+
+@pytest.mark.parametrize("url", ["ftp://host/v1", "host/v1", "https://user:secret@host/v1", "https://"])
+def test_addresses_that_are_none(url: str) -> None:
+    with pytest.raises(UsageError, match="expected an address"):
+        Endpoint(url=url, model="m")
+
+
+def test_a_budget_of_money_wants_prices() -> None:
+    with pytest.raises(UsageError, match="price"):
+        Budget(money=1.0)
+    assert Budget(money=1.0, price_in=2.0, price_out=10.0).cost(1_000_000, 500_000) == 7.0
+
+
+def test_prompts_from_templates_differ_and_are_the_same_again() -> None:
+    for domain in DOMAINS:
+        prompts = made_prompts(domain, 300, seed=1)
+        assert len(set(prompts)) == 300
+        assert prompts == made_prompts(domain, 300, seed=1) != made_prompts(domain, 300, seed=2)
+        assert all("{" not in prompt for prompt in prompts)
+    with pytest.raises(UsageError, match="prose, code, tool-use"):
+        made_prompts("poems", 3)
+    with pytest.raises(UsageError, match="--samples"):
+        made_prompts("code", 10**6)
+
+
+def test_an_interruption_ends_in_good_order(student: Student, tmp_path: Path) -> None:
+    out = tmp_path / "journal.jsonl"
+    with served(StudentServer(student, delay=0.02)) as url:
+        asked(url, tmp_path, prompts=2_000)
+        command = [sys.executable, "-c", "import cli; cli.main()", "collect", url, "--model", "student"]
+        command += ["--out", str(out), "--prompts", str(tmp_path / "prompts.txt"), "--max-tokens", "5"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while not out.exists() or out.read_bytes().count(b"\n") < 20:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        told, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in told
+    assert "Traceback" not in errors
+
+
+def test_what_a_collection_says_is_in_words(student: Student, tmp_path: Path) -> None:
+    with served(StudentServer(student)) as url:
+        done = run_collection(asked(url, tmp_path, prompts=4, price_out=5.0), tmp_path / "j.jsonl", watched=None)
+    assert isinstance(done, Collected)
+    assert done.lines()[0].endswith("4 of 4 requests: 4 answers, 0 errors; 28 prompt and 160 answer tokens")
+    assert done.lines()[1] == "ended: every planned request is answered"
