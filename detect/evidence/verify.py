@@ -381,7 +381,8 @@ class _Run:
         if activated is None:
             raise _Caution("none: whoever made the key may have tried keys until one fitted")
         source = activated.value["source"]
-        return f"{source['kind']} of {printable(source['name'], 60)}, round {source['round']}"
+        of = f"{source['kind']} of {printable(source['name'], 60)}"
+        return of if source["round"] is None else f"{of}, round {source['round']}"
 
     def e_commit_01(self) -> str:
         committed = self._committed()
