@@ -1,7 +1,7 @@
 """Serve a small student behind an OpenAI-compatible address, for docs/tutorial.md.
 
-    python benchmarks/studies/serve_student.py --keyring keyring.json --port 8001            # a student of marked answers
-    python benchmarks/studies/serve_student.py --keyring keyring.json --port 8002 --clean    # its clean twin
+    python benchmarks/studies/serve_student.py --keyring keyring.json --port 8001          # a student of marked answers
+    python benchmarks/studies/serve_student.py --keyring keyring.json --port 8002 --clean  # its clean twin
 
 The student is a bigram model of words, trained on 250 answers of 60 words that favour the key's green ones (or, the
 twin's, do not). It is as small as a student can be, and everything around it is what it would be for a large one.
