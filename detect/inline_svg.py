@@ -13,10 +13,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+import numpy as np
+import numpy.typing as npt
+
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-__all__ = ["DECOY", "INK", "QUIET", "STUDENT", "TWIN", "inline_svg"]
+__all__ = ["DECOY", "INK", "QUIET", "STUDENT", "TWIN", "decoy_histogram", "inline_svg"]
 
 #: Colours of the plots, each with the class under which a page's style sheet changes it in the dark.
 INK, QUIET, STUDENT, TWIN, DECOY = "#1a1d21", "#5a646f", "#0b5cad", "#a84300", "#b3bcc6"
@@ -77,6 +80,56 @@ def inline_svg(name: str, label: str, size: tuple[float, float], draw: Callable[
         "stroke-linecap": "butt",
     }
     return Markup(ElementTree.tostring(root, encoding="unicode"))  # noqa: S704 - ElementTree has escaped it
+
+
+def decoy_histogram(
+    name: str,
+    label: str,
+    *,
+    decoys: npt.NDArray[np.float64],
+    real: float,
+    span: tuple[float, float],
+    colour: str,
+    said: str,
+    test: str,
+) -> Markup:
+    """Draw the decoys' z and the real key's among them.
+
+    Args:
+        name: see `inline_svg`.
+        label: what the plot shows; the figures are added.
+        decoys: z of each decoy key.
+        real: z of the real key.
+        span: ends of the axis.
+        colour: of the real key.
+        said: what the real key is called.
+        test: whose z it is.
+    """
+    low, high = span
+    counts, edges = np.histogram(decoys, bins=np.arange(low, high + 0.25, max(0.25, (high - low) / 200)))
+
+    def draw(axes: Any) -> None:
+        axes.stairs(counts, edges, fill=True, color=DECOY)
+        top = 1.3 * counts.max()
+        axes.vlines(real, 0, 0.9 * top, color=colour, linewidth=2)
+        to_the_left = real > (low + high) / 2
+        axes.annotate(
+            f"{said}: z = {real:.1f}".replace("-", "\N{MINUS SIGN}"),
+            (real, 0.9 * top),
+            (4 if to_the_left else -4, 4),
+            textcoords="offset points",
+            horizontalalignment="right" if to_the_left else "left",
+            color=colour,
+            fontweight="bold",
+        )
+        axes.set_xlim(low, high)
+        axes.set_ylim(0, top)
+        axes.set_xlabel(f"z of the {test} test")
+        axes.set_ylabel("decoy keys")
+
+    ends = f"from {decoys.min():.1f} to {decoys.max():.1f}"
+    figures = f"z of {len(decoys):,} decoy keys {ends}, and the real key's at {real:.1f}."
+    return inline_svg(name, f"{label}: {figures}", (5.0, 3.2), draw)
 
 
 def _local(name: str) -> str:

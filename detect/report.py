@@ -21,7 +21,7 @@ from detect.count import CountTest
 from detect.demo import Demo, Suspect
 from detect.distillation import ModelResult
 from detect.html_page import MINUS, render, write_page
-from detect.inline_svg import DECOY, INK, STUDENT, TWIN, inline_svg
+from detect.inline_svg import INK, STUDENT, TWIN, decoy_histogram, inline_svg
 from detect.verdict import DOES_NOT_SAY, Verdict
 from detect.warning import Warned
 from detect.weighted_test import WeightedTest
@@ -39,7 +39,7 @@ Zs = npt.NDArray[np.float64]
 _COMMITMENTS = LANES + 1
 
 #: Width and height of a plot in inches of 72 units: small, so that its letters stay legible on a telephone.
-_GROWTH_SIZE, _HISTOGRAM_SIZE = (5.6, 3.7), (5.0, 3.2)
+_GROWTH_SIZE = (5.6, 3.7)
 
 #: Warnings that the page spells out among the demo's limits.
 _SPELLED_OUT = (Warned.NOT_ACTIVATED, Warned.PUBLISHED)
@@ -279,33 +279,16 @@ def _histogram_svg(story: _Story, stories: Sequence[_Story]) -> Markup:
     reals = [s.main.z for s in stories if s.result.weighted]
     everything = np.concatenate([*(s.decoy_z for s in stories), reals, [-4.0, 4.0]])
     low, high = math.floor(everything.min()), math.ceil(everything.max()) + 1
-    counts, edges = np.histogram(story.decoy_z, bins=np.arange(low, high + 0.25, max(0.25, (high - low) / 200)))
-    real = story.main.z
-
-    def draw(axes: Any) -> None:
-        axes.stairs(counts, edges, fill=True, color=DECOY)
-        top = 1.3 * counts.max()
-        axes.vlines(real, 0, 0.9 * top, color=story.colour, linewidth=2)
-        to_the_left = real > (low + high) / 2
-        axes.annotate(
-            f"the real key: z = {real:.1f}".replace("-", MINUS),
-            (real, 0.9 * top),
-            (4 if to_the_left else -4, 4),
-            textcoords="offset points",
-            horizontalalignment="right" if to_the_left else "left",
-            color=story.colour,
-            fontweight="bold",
-        )
-        axes.set_xlim(low, high)
-        axes.set_ylim(0, top)
-        axes.set_xlabel(f"z of the {story.main.test} test")
-        axes.set_ylabel("decoy keys")
-
-    label = (
-        f"Histogram for the {story.name}: z of {len(story.decoy_z):,} decoy keys from {story.decoy_z.min():.1f} to "
-        f"{story.decoy_z.max():.1f}, and the real key's at {real:.1f}."
+    return decoy_histogram(
+        f"decoys-{story.key.replace('_', '-')}",
+        f"Histogram for the {story.name}",
+        decoys=story.decoy_z,
+        real=story.main.z,
+        span=(low, high),
+        colour=story.colour,
+        said="the real key",
+        test=story.main.test,
     )
-    return inline_svg(f"decoys-{story.key.replace('_', '-')}", label, _HISTOGRAM_SIZE, draw)
 
 
 def _raised(log10: float) -> str:

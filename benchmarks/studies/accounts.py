@@ -20,11 +20,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 
 import builders
+from bigrams import bigrams, said_by
 from marked_texts import marked_texts
 
 from detect.attribution import attribute
 from detect.cohorts import detect_cohorts
-from detect.reference import Reference
 from watermark.errors import UsageError
 from watermark.keys import ScopeKeys
 
@@ -88,13 +88,13 @@ def _cohorts(clusters: int, size: int, tokens: int, *, keys: int) -> None:
     fed = [f"c{c}" for c in range(clusters // 2)]
     named = {f"c{c}": [f"c{c}-{i}" for i in range(size)] for c in range(clusters)}
     right, false, discovery, zs, hoped, refused = 0, 0, [], [], [], 0
-    clean = _bigrams(marked_texts(builders.scope_of(delta=0.0), [None] * 320, length=1_500, vocabulary=V, seed=9))
+    clean = bigrams(marked_texts(builders.scope_of(delta=0.0), [None] * 320, length=1_500, vocabulary=V, seed=9), V)
     for key in range(keys):
         scope = builders.scope_of(key=500 + key, window=1, account_lanes=16, delta=3.0)
         callers = [account for name in fed for account in named[name]]
         served = [callers[i % len(callers)] for i in range(320)]
-        student = _bigrams(marked_texts(scope, served, length=1_500, vocabulary=V, seed=key))
-        text, reference = _said(student, clean, length=tokens, seed=key)
+        student = bigrams(marked_texts(scope, served, length=1_500, vocabulary=V, seed=key), V)
+        text, reference = said_by(student, clean, length=tokens, seed=key)
         corpus = builders.corpus_of([text])
         try:
             result = detect_cohorts(corpus, scope, named, reference=reference, level=0.01, share=1 / len(fed))
@@ -115,32 +115,6 @@ def _cohorts(clusters: int, size: int, tokens: int, *, keys: int) -> None:
         f"{clusters:8}  {size:13}  {tokens:7,}  {right:5}/{made * len(fed):<5}  "
         f"{false:5}/{made * (clusters - len(fed)):<6}  {np.mean(discovery):17.3f}  {np.mean(hoped):11.1f}  "
         f"{np.mean(zs):13.1f}" + (f"  ({refused} refused)" if refused else "")
-    )
-
-
-def _bigrams(given: list[np.ndarray]) -> np.ndarray:
-    counts = np.full((V, V), 0.02)
-    for text in given:
-        np.add.at(counts, (text[:-1], text[1:]), 1)
-    return counts / counts.sum(axis=1, keepdims=True)
-
-
-def _said(model: np.ndarray, clean: np.ndarray, *, length: int, seed: int) -> tuple[np.ndarray, Reference]:
-    random = np.random.default_rng(seed)
-    edges, drawn = model.cumsum(axis=1), random.random(length)
-    text = np.zeros(length, dtype=np.uint32)
-    for at in range(1, length):
-        text[at] = min(V - 1, np.searchsorted(edges[text[at - 1]], drawn[at]))
-    rows = clean[np.concatenate([[0], text[:-1]])]
-    top = np.argpartition(-rows, 48, axis=1)[:, :48]
-    return text, Reference(
-        name="clean bigrams",
-        tokenizer="00" * 32,
-        ids=text,
-        starts=np.array([0, length]),
-        top_ids=top.astype(np.uint32),
-        top_p=np.take_along_axis(rows, top, axis=1).astype(np.float32),
-        said_p=rows[np.arange(length), text].astype(np.float32),
     )
 
 

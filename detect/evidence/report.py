@@ -18,7 +18,7 @@ from detect.evidence.predicates import COUNT, Claim, LaneScore, Plan, Scores
 from detect.evidence.scoring import public_tests
 from detect.evidence.verify import Verification
 from detect.html_page import MINUS, render, write_page
-from detect.inline_svg import DECOY, INK, QUIET, STUDENT, inline_svg
+from detect.inline_svg import DECOY, INK, QUIET, STUDENT, decoy_histogram, inline_svg
 from detect.power_presets import ABSORPTIONS
 from detect.result_tables import p_value
 from detect.tally import UNIT
@@ -36,7 +36,7 @@ __all__ = ["claim_card", "verdict_line", "write_evidence_report"]
 _PREFIXES: Final = 12
 
 #: Width and height of a plot in inches of 72 units: small, so that its letters stay legible on a telephone.
-_WIDE, _NARROW = (5.6, 3.4), (5.0, 3.2)
+_WIDE = (5.6, 3.4)
 
 #: What Markdown or HTML would take as markup.
 _MARKUP: Final = re.compile(r"([\\`*_{}\[\]<>#|!~&@]|:(?=//))")
@@ -267,32 +267,16 @@ def _histogram_svg(verification: Verification, test: str) -> Markup | None:
         return None
     decoys, real = found.decoy_z, found.z
     low, high = np.floor(min(decoys.min(), real, -4.0)), np.ceil(max(decoys.max(), real, 4.0)) + 1
-    counts, edges = np.histogram(decoys, bins=np.arange(low, high + 0.25, max(0.25, (high - low) / 200)))
-
-    def draw(axes: Any) -> None:
-        axes.stairs(counts, edges, fill=True, color=DECOY)
-        top = 1.3 * counts.max()
-        axes.vlines(real, 0, 0.9 * top, color=STUDENT, linewidth=2)
-        to_the_left = real > (low + high) / 2
-        axes.annotate(
-            f"the key: z = {real:.1f}".replace("-", MINUS),
-            (real, 0.9 * top),
-            (4 if to_the_left else -4, 4),
-            textcoords="offset points",
-            horizontalalignment="right" if to_the_left else "left",
-            color=STUDENT,
-            fontweight="bold",
-        )
-        axes.set_xlim(low, high)
-        axes.set_ylim(0, top)
-        axes.set_xlabel(f"z of the {test} test, opened lanes")
-        axes.set_ylabel("decoy keys")
-
-    label = (
-        f"Histogram of z: {len(decoys):,} decoy keys from {decoys.min():.1f} to {decoys.max():.1f}, and the key's at "
-        f"{real:.1f}."
+    return decoy_histogram(
+        "decoys",
+        "Histogram",
+        decoys=decoys,
+        real=real,
+        span=(float(low), float(high)),
+        colour=STUDENT,
+        said="the key",
+        test=f"{test} (opened lanes)",
     )
-    return inline_svg("decoys", label, _NARROW, draw)
 
 
 def _lane_svg(lanes: Sequence[_Lane], test: str) -> Markup | None:

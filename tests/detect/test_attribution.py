@@ -8,6 +8,7 @@ import math
 import builders
 import numpy as np
 import pytest
+from bigrams import bigrams, said_by
 from marked_texts import marked_texts
 
 from detect.attribution import CodeSums, attribute, code_sums
@@ -144,39 +145,13 @@ CLUSTER_KEYS = builders.scope_of(key=5, window=1, account_lanes=16, delta=3.0)
 V = 400
 
 
-def bigrams(texts: list[np.ndarray]) -> np.ndarray:
-    counts = np.full((V, V), 0.02)
-    for text in texts:
-        np.add.at(counts, (text[:-1], text[1:]), 1)
-    return counts / counts.sum(axis=1, keepdims=True)
-
-
-def said_by(model: np.ndarray, reference: np.ndarray, *, length: int, seed: int) -> tuple[np.ndarray, Reference]:
-    random = np.random.default_rng(seed)
-    edges = model.cumsum(axis=1)
-    text = np.zeros(length, dtype=np.uint32)
-    for at in range(1, length):
-        text[at] = min(V - 1, np.searchsorted(edges[text[at - 1]], random.random()))
-    rows = reference[np.concatenate([[0], text[:-1]])]
-    top = np.argsort(-rows, axis=1)[:, :64]
-    return text, Reference(
-        name="clean bigrams",
-        tokenizer="00" * 32,
-        ids=text,
-        starts=np.array([0, length]),
-        top_ids=top.astype(np.uint32),
-        top_p=np.take_along_axis(rows, top, axis=1).astype(np.float32),
-        said_p=rows[np.arange(length), text].astype(np.float32),
-    )
-
-
 @pytest.fixture(scope="module")
 def student() -> tuple[np.ndarray, Reference]:
     """A student of cluster a's 4 accounts and of strangers, 40% to 60%."""
     marked = marked_texts(CLUSTER_KEYS, [f"a{i % 4}" for i in range(80)], length=1_500, vocabulary=V, seed=1)
     strangers = marked_texts(CLUSTER_KEYS, [f"stranger{i}" for i in range(120)], length=1_500, vocabulary=V, seed=2)
     clean = marked_texts(builders.scope_of(delta=0.0), [None] * 100, length=1_500, vocabulary=V, seed=3)
-    return said_by(bigrams(marked + strangers), bigrams(clean), length=60_000, seed=4)
+    return said_by(bigrams(marked + strangers, V), bigrams(clean, V), length=60_000, seed=4)
 
 
 def clusters(count: int, size: int) -> dict[str, list[str]]:

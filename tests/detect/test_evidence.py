@@ -220,6 +220,54 @@ def test_lanes_looked_at_while_collecting_are_neither_scored_nor_opened(tmp_path
     assert not {0, 1, 2, 3} & {*found.opening.lanes}
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
+def test_external_timestamps_are_verified_by_the_readers_roots(tmp_path: Path) -> None:
+    pytest.importorskip("rfc3161_client")
+    from timestamp_authority import make_authority, stamp
+
+    from watermark.timestamp import TimestampRoots
+
+    (tmp_path / "tsa").mkdir()
+    (tmp_path / "other").mkdir()
+    authority, other = make_authority(tmp_path / "tsa"), make_authority(tmp_path / "other")
+    made = make_study(tmp_path, responses=20)
+    log = CommitmentLog(made.log)
+    client = pytest.importorskip("rfc3161_client")
+
+    def take(message: bytes) -> bytes:
+        request = client.TimestampRequestBuilder().data(message).hash_algorithm(client.HashAlgorithm.SHA256).build()
+        return stamp(authority, request.as_bytes())
+
+    log.timestamp(take)
+    Study(made.folder / "study", log).create(tmp_path / "stamped", tokenizer=load("smollm2"), signer=made.signer)
+    assert TimestampRoots.load(authority / "root.pem").certificates
+
+    def found(root: Path | None) -> tuple[str, int]:
+        verification = verified(made, tmp_path / "stamped", tsa_root=root)
+        return statuses(verification)["E-TIME-01"], verification.exit_code
+
+    assert found(authority / "root.pem") == ("pass", 0)
+    assert found(None) == ("caution", 0)
+    assert found(other / "root.pem") == ("fail", 5)
+
+
+def test_a_reference_that_knows_the_key_is_refused_by_its_own_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A publisher who weighs by the key gets a small p on nothing; the reader's own check sees it."""
+    import detect.evidence.study as steps
+
+    honest = make_study(tmp_path / "honest", marked=False, reference="base", responses=40)
+    found = verified(honest)
+    assert (found.exit_code, statuses(found)["E-REF-01"]) == (0, "pass")
+    monkeypatch.setattr(steps, "check_reference", lambda evidence, mark: None)
+    forged = make_study(tmp_path / "forged", marked=False, reference="marked", responses=40)
+    found = verified(forged)
+    assert found.exit_code == 5
+    assert [result.check.id for result in found.failed] == ["E-REF-01"]
+    assert "depends on the key" in found.failed[0].detail
+
+
 def test_a_key_that_is_not_at_hand_is_not_a_failure(made: Made, tmp_path: Path) -> None:
     with pytest.raises(UncheckableError, match="publisher"):
         open_and_verify(made.path, str(tmp_path / "no.pub"), tokenizer=None, decoys=1, tsa_root=None)

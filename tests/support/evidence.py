@@ -16,6 +16,7 @@ from detect.evidence.envelope import Statement
 from detect.evidence.predicates import Claim
 from detect.evidence.strict import from_json, to_json
 from detect.evidence.study import ControlFiles, Study
+from detect.reference import Reference
 from watermark.activation import activate_scope, commit
 from watermark.checkpoint import Checkpoint, LogProof
 from watermark.commitment_log import CommitmentLog, Leaf, read_entries, tree_of_entries
@@ -142,10 +143,52 @@ def answers(
     return said
 
 
+def reference_of(
+    texts: list[str], keys: ScopeKeys | None, tokenizer: Tokenizer, path: Path, *, bias: float = 3.0
+) -> Path:
+    """A model of the words: any as likely as another, or with *keys* the green ones likelier."""
+    from watermark import kernels
+
+    ids = np.array([tokenizer.encode(f" {word}")[0] for word in WORDS], dtype=np.uint32)
+    responses = [tokenizer.encode(text) for text in texts]
+    said = np.concatenate(responses)
+    starts = np.concatenate([[0], np.cumsum([len(response) for response in responses])])
+    p = np.ones((len(said), len(ids)))
+    if keys is not None:
+        windows = np.ascontiguousarray(np.concatenate([said[:1], said[:-1]])[:, None])
+        lanes = kernels.lanes(windows)
+        seeds, bounds = kernels.seeds(keys.lane_words(), windows, lanes), keys.params.bounds()[lanes]
+        every = np.tile(ids, len(said))
+        of = np.repeat(np.arange(len(said)), len(ids))
+        p[kernels.green(seeds, bounds, of, every).reshape(p.shape)] = np.exp(bias)
+    p /= p.sum(axis=1, keepdims=True)
+    number = {int(i): place for place, i in enumerate(ids)}
+    at = np.array([number[int(i)] for i in said])
+    Reference(
+        name="words",
+        tokenizer=tokenizer.digest(),
+        ids=said,
+        starts=starts,
+        top_ids=np.tile(ids, (len(said), 1)),
+        top_p=p.astype(np.float32),
+        said_p=p[np.arange(len(said)), at].astype(np.float32),
+    ).save(path)
+    return path
+
+
 def make_study(
-    folder: Path, *, forgery: Forgery | None = None, marked: bool = True, out: str = "bundle", responses: int = 60
+    folder: Path,
+    *,
+    forgery: Forgery | None = None,
+    marked: bool = True,
+    out: str = "bundle",
+    responses: int = 60,
+    reference: str | None = None,
 ) -> Made:
-    """Make a whole study: key, log, activation, plan, outputs, scores, opening, bundle. Takes about a second."""
+    """Make a whole study: key, log, activation, plan, outputs, scores, opening, bundle. Takes about a second.
+
+    With a *reference* ("base", or "marked": one that knows the key) its test is the centred one.
+    """
     forgery = forgery or Forgery()
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = load("smollm2")
@@ -188,6 +231,12 @@ def make_study(
     outputs, control = folder / "outputs.jsonl", folder / "clean.jsonl"
     _write(outputs, forgery.outputs(records))
     _write(control, clean)
+    used = None
+    if reference is not None:
+        seen = keys if reference == "marked" else None
+        said = [json.loads(line)["response"] for line in outputs.read_text(encoding="utf-8").splitlines()]
+        used = reference_of(said, seen, tokenizer, folder / "reference.npz")
+        of_control = reference_of([r["response"] for r in clean], None, tokenizer, folder / "clean.npz")
     study = ForgingStudy(folder / "study", CommitmentLog(log), forgery)
     config: dict[str, Any] = {
         "title": "A study of a test",
@@ -206,6 +255,8 @@ def make_study(
         "controls": [{"name": "clean", "kind": "other", "text": "drawn without the key"}],
         "deviations": [],
     }
+    if used is not None:
+        config |= {"tests": ["centred"], "reference": "a model of the words"}
     forgery.config(config)
     study.plan(config, prompts, keys=keys, signer=signer)
     study.score(
@@ -213,7 +264,12 @@ def make_study(
         keys=keys,
         tokenizer=tokenizer,
         signer=signer,
-        controls={"clean": ControlFiles(outputs=control, reference=None)} if config["controls"] else {},
+        reference=used,
+        controls=(
+            {"clean": ControlFiles(outputs=control, reference=None if used is None else of_control)}
+            if config["controls"]
+            else {}
+        ),
         deviations=forgery.deviations,
     )
     honest = steps.order_of_lanes
