@@ -1818,9 +1818,11 @@ def evidence_report(
     """Recompute a claim as `verify` does, and write it as one HTML page and a claim card (extra report)."""
     from detect.evidence.report import verdict_line, write_evidence_report
     from detect.evidence.verify import open_and_verify
+    from detect.html_page import check_libraries
     from detect.terminal import busy
     from watermark.signed_note import NoteVerifier
 
+    check_libraries()
     with busy("recomputing the claim"):
         verification = open_and_verify(bundle, publisher, tokenizer=tokenizer, decoys=decoys, tsa_root=tsa_root)
         command = f"taggant evidence verify {bundle.name} --publisher '{NoteVerifier.load(publisher)}'"

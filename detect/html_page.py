@@ -21,12 +21,25 @@ from watermark.whole_file import write_whole
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-__all__ = ["MINUS", "render", "write_page"]
+__all__ = ["MINUS", "check_libraries", "render", "write_page"]
 
 MINUS: Final = "\N{MINUS SIGN}"
 
 #: What is printed of a string that came from an input.
 _MAX_SHOWN: Final = 2000
+
+
+def check_libraries() -> None:
+    """Refuse at once where a page could not be made in the end.
+
+    Raises:
+        MissingExtraError: jinja2 or matplotlib is not installed.
+    """
+    for library in ("jinja2", "matplotlib"):
+        try:
+            import_module(library)
+        except ImportError:
+            raise MissingExtraError(f"the report needs {library}: pip install 'taggant[report]'") from None
 
 
 def write_page(path: Path, page: Callable[[], str]) -> Path:
@@ -36,11 +49,7 @@ def write_page(path: Path, page: Callable[[], str]) -> Path:
         MissingExtraError: jinja2 or matplotlib is not installed.
         UsageError: the file cannot be written there.
     """
-    for library in ("jinja2", "matplotlib"):
-        try:
-            import_module(library)
-        except ImportError:
-            raise MissingExtraError(f"the report needs {library}: pip install 'taggant[report]'") from None
+    check_libraries()
     content = page()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

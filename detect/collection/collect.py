@@ -74,6 +74,7 @@ class Collection:
     """Requests that failed, the newest ones."""
     waiting: int = 0
     """Requests under way."""
+    last_error: str | None = None
 
     @property
     def done(self) -> int:
@@ -90,6 +91,7 @@ class Collection:
         if record.get("error") is not None:
             self.errors += 1
             self.in_a_row += 1
+            self.last_error = str(record["error"])
             return
         self.answered += 1
         self.in_a_row = 0

@@ -143,6 +143,8 @@ class Collected:
             f"ended: {self.outcome.stopped.value}"
             + (f"; {left:,} requests are left, and the same command goes on with them" if left else ""),
         ]
+        if state.last_error is not None:
+            lines.append(f"the last error: {printable(state.last_error, 300)}")
         if self.outcome.cost:
             lines.append(f"cost by the prices given: {self.outcome.cost:.2f}")
         if state.changed:
