@@ -351,7 +351,7 @@ def test_killed_at_any_moment(tmp_path: Path, some: Path, sifter: Sifter) -> Non
             stderr=subprocess.DEVNULL,
         )
         try:
-            process.wait(timeout=rng.uniform(0.5, 3.0) if killed < 6 else 120)
+            process.wait(timeout=rng.uniform(0.5, 3.0) if killed < 4 else 120)
             break
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
