@@ -12,11 +12,12 @@ The leaves (RFC 6962 section 2.1 hashes them) are objects with a ``type`` and a 
     taggant/activation/1   scope, fingerprint, commitment (hash of its leaf), activation (64 hex digits or null), source
     taggant/state/1        scope, fingerprint, state: retired, compromised or destroyed
     taggant/revealed/1     scope, fingerprint, lanes
-    taggant/envelope/1     kind (plan, scores, opening), sha256 of the signed file
+    taggant/envelope/1     kind (plan, scores, opening), sha256 of the signed file, plan: sha256 of the plan that it
+                           belongs to (null: it is the plan)
 
-Each commitment leaf is one *root*: a p-value of a scope in this log is multiplied by their number, since its owner
-might have tried that many keys. The order of leaves is the order in time as far as the log's own word goes; an external
-timestamp of a head is what shows it to those who don't trust the publisher.
+Each commitment leaf is one *root*: a p-value of a scope in this log is multiplied by their number and by that of the
+plans, since its owner might have tried that many keys in that many studies. The order of leaves is the order in time as
+far as the log's own word goes; an external timestamp of a head is what shows it to those who don't trust the publisher.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ _FIELDS: Final[Mapping[str, frozenset[str]]] = {
     ACTIVATION: frozenset({"type", "time", "scope", "fingerprint", "commitment", "activation", "source"}),
     STATE: frozenset({"type", "time", "scope", "fingerprint", "state"}),
     REVEALED: frozenset({"type", "time", "scope", "fingerprint", "lanes"}),
-    ENVELOPE: frozenset({"type", "time", "kind", "sha256"}),
+    ENVELOPE: frozenset({"type", "time", "kind", "sha256", "plan"}),
 }
 _TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
@@ -180,9 +181,9 @@ def revealed_leaf(keys: ScopeKeys, lanes: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def envelope_leaf(kind: str, digest: str) -> dict[str, Any]:
-    """Return the leaf that fixes a signed file."""
-    return {"type": ENVELOPE, "time": now(), "kind": kind, "sha256": digest}
+def envelope_leaf(kind: str, digest: str, *, plan: str | None) -> dict[str, Any]:
+    """Return the leaf that fixes a signed file; *plan* is the digest of the plan's, None for the plan itself."""
+    return {"type": ENVELOPE, "time": now(), "kind": kind, "sha256": digest, "plan": plan}
 
 
 def params_from_json(value: Mapping[str, Any]) -> Params:
@@ -410,7 +411,9 @@ def _check_leaf(value: Mapping[str, Any]) -> None:
         lanes = value["lanes"]
         if not lanes or sorted(set(lanes)) != lanes or not all(type(j) is int and 0 <= j < LANES for j in lanes):
             raise ValueError("lanes")
-    elif kind == ENVELOPE and value["kind"] not in ("plan", "scores", "opening"):
-        raise ValueError("kind")
+    elif kind == ENVELOPE:
+        if value["kind"] not in ("plan", "scores", "opening") or (value["plan"] is None) != (value["kind"] == "plan"):
+            raise ValueError("kind")
+        digests += [] if value["plan"] is None else [value["plan"]]
     if not all(isinstance(digest, str) and _HEX.fullmatch(digest) for digest in digests):
         raise ValueError("digest")

@@ -165,8 +165,8 @@ CHECKS: Final = tuple(
         ),
         _check(
             "E-ROOTS-01",
-            "p is corrected for every key that the log commits to",
-            "The claim counts fewer keys than were published.",
+            "p is corrected for every key and every plan in the log",
+            "The claim counts fewer keys or plans than there are.",
             "E-LOG-02",
             "E-SIGN-01",
         ),

@@ -371,15 +371,17 @@ class Claim:
     opening: str
     roots: int
     """Commitment roots in the log, by which p is multiplied."""
+    plans: int
+    """Plans in the log, by which it is multiplied as well."""
     level: str
     tests: dict[str, TestClaim]
     log10_p: str
-    """Corrected for the tests listed and the roots published."""
+    """Corrected for the tests listed, the roots and the plans."""
     verdict: str
     effect: Effect | None
     decoys: Decoys
     controls: dict[str, str]
-    """log10 p of each control, by the same tests on the same lanes; not corrected for the roots."""
+    """log10 p of each control, by the same tests on the same lanes; not corrected for roots and plans."""
     statement: tuple[str, ...]
     time: str
 

@@ -229,7 +229,7 @@ def _points(verification: Verification) -> list[_Point]:
     points = []
     for responses in sorted({max(1, total * step // _PREFIXES) for step in range(1, _PREFIXES + 1)} if total else ()):
         part = evidence.first(responses)
-        tests = public_tests(part, mark, roots=claim.roots, log10_level=plan.log10_level, decoys=1)
+        tests = public_tests(part, mark, tried=claim.roots * claim.plans, log10_level=plan.log10_level, decoys=1)
         points.append(_Point(responses=responses, tokens=part.corpus.tokens, log10_p=tests.log10_p))
     return points
 

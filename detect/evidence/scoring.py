@@ -121,7 +121,7 @@ class PublicTests:
     tests: dict[str, TestClaim]
     log10_ps: dict[str, float]
     log10_p: float
-    """Corrected for the tests and the roots."""
+    """Corrected for the tests, and for the keys and plans in the log."""
     verdict: Verdict
     effect: EffectSize | None
     rank: int
@@ -134,17 +134,17 @@ class PublicTests:
 
 
 def public_tests(
-    evidence: Evidence, mark: OpenedLanes, *, roots: int, log10_level: float, decoys: int, decoy_seed: int = 0
+    evidence: Evidence, mark: OpenedLanes, *, tried: int, log10_level: float, decoys: int, decoy_seed: int = 0
 ) -> PublicTests:
     """Test the opened lanes.
 
     The p is the smallest of the listed tests' (the exact tail of the count, Chernoff's bound of a weighted sum), times
-    the number of tests, times the number of keys (commitment roots) that were published.
+    the number of tests, times the number of keys and studies that might have been tried.
 
     Args:
         evidence: of `evidence_of`.
         mark: the opened lanes.
-        roots: 1 or more.
+        tried: keys times plans in the log, 1 or more.
         log10_level: of the verdict.
         decoys: decoy keys, 1 or more.
         decoy_seed: from which they are drawn.
@@ -172,7 +172,7 @@ def public_tests(
     own = int(first[green].sum())
     gamma = mark.params.fleet_k / 256
     sd = math.sqrt(gamma * (1 - gamma)) * float(np.linalg.norm(first / UNIT)) or 1.0
-    correction = math.log10(len(tests)) + math.log10(roots)
+    correction = math.log10(len(tests)) + math.log10(tried)
     log10_p = min(0.0, min(log10_ps.values()) + correction)
     return PublicTests(
         tests=tests,

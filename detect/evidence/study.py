@@ -59,7 +59,16 @@ from watermark.signed_note import NoteSigner, NoteVerifier
 from watermark.tokenizer import Tokenizer
 from watermark.whole_file import write_whole
 
-__all__ = ["DECOYS", "ControlFiles", "Study", "activation_of", "cautions_of", "check_reference", "revealed_before"]
+__all__ = [
+    "DECOYS",
+    "ControlFiles",
+    "Study",
+    "activation_of",
+    "cautions_of",
+    "check_reference",
+    "plans_in",
+    "revealed_before",
+]
 
 #: Decoy keys of a claim.
 DECOYS = 999
@@ -139,7 +148,7 @@ class Study:
         check_lanes_to_reveal(some, fleet_lanes=keys.params.fleet_lanes, revealed=keys.revealed)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / "prompts.jsonl", lines, what="the prompts")
-        digest = self._sign(statement_of(plan, {"prompts.jsonl": sha256_hex(lines)}), signer)
+        digest = self._sign(statement_of(plan, {"prompts.jsonl": sha256_hex(lines)}), signer, plan=None)
         return plan, digest
 
     def score(
@@ -212,7 +221,7 @@ class Study:
             software=f"taggant {__version__}",
             time=now(),
         )
-        self._sign(statement_of(scores, subject), signer)
+        self._sign(statement_of(scores, subject), signer, plan=plan_digest)
         return scores
 
     def open(self, keyring: Path, *, signer: NoteSigner, value: str) -> Opening:
@@ -228,7 +237,7 @@ class Study:
         Raises:
             UsageError: the plan names other lanes, or lanes were opened already.
         """
-        plan, _ = self.signed("plan", signer.verifier())
+        plan, plan_digest = self.signed("plan", signer.verifier())
         _, scores_digest = self.signed("scores", signer.verifier())
         if (self.folder / "opening.dsse.json").exists():
             done, _ = self.signed("opening", signer.verifier())
@@ -264,7 +273,7 @@ class Study:
             seeds={str(lane): keys.lane_seed(lane).reveal().hex() for lane in lanes},
             time=now(),
         )
-        self._sign(statement_of(opening, {}), signer)
+        self._sign(statement_of(opening, {}), signer, plan=plan_digest)
         return opening
 
     def create(self, out: Path, *, tokenizer: Tokenizer, signer: NoteSigner, published: bool = False) -> Claim:
@@ -287,14 +296,14 @@ class Study:
             seeds={lane: bytes.fromhex(opening.seeds[str(lane)]) for lane in opening.lanes},
             delta=plan.delta,
         )
-        roots = sum(leaf.type == COMMITMENT for leaf in leaves)
+        roots, plans = sum(leaf.type == COMMITMENT for leaf in leaves), plans_in(leaves)
         level = plan.log10_level
         evidence = self.evidence(OUTPUTS, "reference.npz", plan, params, tokenizer)
-        found = public_tests(evidence, mark, roots=roots, log10_level=level, decoys=DECOYS)
+        found = public_tests(evidence, mark, tried=roots * plans, log10_level=level, decoys=DECOYS)
         controls = {}
         for name in sorted(scores.controls):
             control = self.evidence(f"controls/{name}.jsonl", f"controls/{name}.npz", plan, params, tokenizer)
-            result = public_tests(control, mark, roots=1, log10_level=level, decoys=1)
+            result = public_tests(control, mark, tried=1, log10_level=level, decoys=1)
             controls[name] = log10_text(result.log10_p)
         files = self._files()
         files["log.jsonl"] = b"".join(leaf.data + b"\n" for leaf in leaves)
@@ -312,6 +321,7 @@ class Study:
             scores=scores_digest,
             opening=opening_digest,
             roots=roots,
+            plans=plans,
             level=plan.level,
             tests=found.tests,
             log10_p=log10_text(found.log10_p),
@@ -326,6 +336,7 @@ class Study:
                 log10_p=log10_text(found.log10_p),
                 cautions=cautions,
                 roots=roots,
+                plans=plans,
             ),
             time=now(),
         )
@@ -362,11 +373,11 @@ class Study:
                 reference=read,
             )
 
-    def _sign(self, statement: Statement, signer: NoteSigner) -> str:
-        """Sign a step, fix it in the log, and write it."""
+    def _sign(self, statement: Statement, signer: NoteSigner, *, plan: str | None) -> str:
+        """Sign a step of the study of *plan* (None: the plan itself), fix it in the log, and write it."""
         envelope = sign_statement(statement, [signer])
         digest = envelope.digest()
-        self.log.append(envelope_leaf(statement.kind, digest), signer)
+        self.log.append(envelope_leaf(statement.kind, digest, plan=plan), signer)
         write_whole(self.folder / f"{statement.kind}.dsse.json", envelope.to_bytes(), what=f"the {statement.kind}")
         return digest
 
@@ -449,6 +460,11 @@ def activation_of(leaves: list[Leaf], committed: Leaf) -> Leaf | None:
         if leaf.type == ACTIVATION and leaf.value["commitment"] == committed.hash:
             return leaf if leaf.value["activation"] is not None else None
     return None
+
+
+def plans_in(leaves: list[Leaf]) -> int:
+    """Return how many studies were begun in a log."""
+    return sum(leaf.type == ENVELOPE and leaf.value["kind"] == "plan" for leaf in leaves)
 
 
 def activation_bytes(leaf: Leaf) -> bytes:

@@ -28,6 +28,7 @@ from detect.evidence.study import (
     check_reference,
     effect_of,
     outputs_of,
+    plans_in,
     revealed_before,
 )
 from detect.evidence.words import claim_in_words
@@ -332,6 +333,13 @@ class _Run:
             if not at:
                 raise _Failed(f"the {kind} is not in the log")
             places[kind] = at[0]
+            of_plan = [
+                leaf
+                for leaf in self.leaves
+                if leaf.type == ENVELOPE and leaf.value["kind"] == kind and leaf.value["plan"] == self.digests["plan"]
+            ]
+            if kind != "plan" and [leaf.index for leaf in of_plan] != at[:1]:
+                raise _Failed(f"the log has {len(of_plan)} {kind} of this plan: whoever has several can choose")
         order = list(places.values())
         if order != sorted(order):
             raise _Failed("the log has them in the order " + ", ".join(sorted(places, key=lambda kind: places[kind])))
@@ -410,9 +418,11 @@ class _Run:
 
     def e_roots_01(self) -> str:
         roots = sum(leaf.type == COMMITMENT for leaf in self.leaves)
-        if self.claim.roots != roots:
-            raise _Failed(f"the log commits to {roots} keys, the claim counts {self.claim.roots}")
-        return f"{roots}"
+        plans = plans_in(self.leaves)
+        if (self.claim.roots, self.claim.plans) != (roots, plans):
+            said = f"{self.claim.roots} and {self.claim.plans}"
+            raise _Failed(f"the log has {roots} keys and {plans} plans, the claim counts {said}")
+        return f"{roots} keys, {plans} plans"
 
     def e_lanes_01(self) -> str:
         tested = self._tested()
@@ -436,6 +446,9 @@ class _Run:
         ]
         if not revealed or revealed[-1] != list(self.opening.lanes):
             raise _Failed("the log does not say that these lanes were opened")
+        since = [leaf for leaf in self.leaves if leaf.type == REVEALED and leaf.value["scope"] == self.plan.scope]
+        if sum(self.places["scores"] < leaf.index < self.places["opening"] for leaf in since) != 1:
+            raise _Failed("lanes were opened more than once, or not at all, between the scores and the opening")
         every = [lane for lanes in revealed for lane in lanes]
         if len(set(every)) != len(every) or len(every) > params.fleet_lanes // 2:
             raise _Failed("a lane was opened twice, or more than half of them in all")
@@ -517,7 +530,7 @@ class _Run:
         found = self.found = public_tests(
             self.evidence,
             self.mark,
-            roots=self.claim.roots,
+            tried=self.claim.roots * self.claim.plans,
             log10_level=self.plan.log10_level,
             decoys=self.decoys,
             decoy_seed=1,
@@ -539,7 +552,7 @@ class _Run:
     def e_claim_02(self) -> str:
         shows = []
         for name, evidence in self.controls.items():
-            again = public_tests(evidence, self.mark, roots=1, log10_level=self.plan.log10_level, decoys=1)
+            again = public_tests(evidence, self.mark, tried=1, log10_level=self.plan.log10_level, decoys=1)
             if _differ(log10_text(again.log10_p), self.claim.controls[name]):
                 raise _Failed(f"{name}: claimed 10^{self.claim.controls[name]}, found 10^{log10_text(again.log10_p)}")
             if again.log10_p <= _CONTROL_LOG10:
@@ -555,7 +568,7 @@ class _Run:
         if not 1 <= said.count <= _MOST_DECOYS or not 1 <= said.rank <= said.count + 1:
             raise _Failed(f"expected a rank among 1 to {_MOST_DECOYS:,} decoys")
         again = public_tests(
-            self.evidence, self.mark, roots=1, log10_level=0.0, decoys=said.count, decoy_seed=said.seed
+            self.evidence, self.mark, tried=1, log10_level=0.0, decoys=said.count, decoy_seed=said.seed
         )
         if again.rank != said.rank:
             raise _Failed(f"claimed {said.rank} of {said.count + 1}, found {again.rank}")
@@ -574,6 +587,7 @@ class _Run:
             log10_p=self.claim.log10_p,
             cautions=cautions,
             roots=self.claim.roots,
+            plans=self.claim.plans,
         )
         if self.claim.statement != words:
             raise _Failed("the statement is in other words")

@@ -12,7 +12,7 @@ __all__ = ["ELSE_MUST_BE_TRUE", "claim_in_words"]
 #: What must be shown beside a small p before "trained on our answers" may be said.
 ELSE_MUST_BE_TRUE = (
     "that this key marked these answers only, and was served by nobody else",
-    "that the outputs are the suspect's own, as collected from the endpoint named in the plan",
+    "that the outputs are the suspect's own: each planned request asked of the endpoint once, and its answer kept",
     "that the prompts held no marked text beyond the windows left out",
     "that no marked answers reached the suspect by the public web or by another's data set",
     "that the suspect is a model of its own and no relay of the key's server",
@@ -25,7 +25,14 @@ _ALTERNATIVES = (
 
 
 def claim_in_words(
-    plan: Plan, scores: Scores, *, verdict: Verdict, log10_p: str, cautions: Sequence[str], roots: int
+    plan: Plan,
+    scores: Scores,
+    *,
+    verdict: Verdict,
+    log10_p: str,
+    cautions: Sequence[str],
+    roots: int,
+    plans: int,
 ) -> tuple[str, ...]:
     """Return the sentences that go with a claim.
 
@@ -35,7 +42,8 @@ def claim_in_words(
         verdict: of the opened lanes.
         log10_p: of the opened lanes, corrected, as the claim says it.
         cautions: what was not shown, a sentence each.
-        roots: commitment roots published.
+        roots: commitment roots in the log.
+        plans: plans in the log.
     """
     lanes, tests = plan.lanes_to_open, ", ".join(plan.tests)
     finding = {
@@ -48,8 +56,8 @@ def claim_in_words(
         finding,
         f"If the outputs were independent of the key, {lanes} lanes chosen as these were would show as much, by the "
         f"tests listed beforehand ({tests}), with a probability of at most 10^{log10_p}; that is "
-        f"corrected for {_number(len(plan.tests), 'test')} and for {_number(roots, 'published key')}, and holds "
-        "whatever the text says.",
+        f"corrected for {_number(len(plan.tests), 'test')}, {_number(roots, 'key')} and {_number(plans, 'plan')} "
+        "in the log, and holds whatever the text says.",
         "It does not say who trained on what, when, or with what intent, and it is no measure of how much.",
         "For 'trained on our answers' it must also be true " + "; ".join(ELSE_MUST_BE_TRUE) + ".",
         _ALTERNATIVES,

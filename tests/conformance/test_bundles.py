@@ -184,6 +184,22 @@ def revealed_twice(leaves: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*leaves[:at], leaves[at], leaves[at], *leaves[at + 1 :]]
 
 
+def other_lanes_first(leaves: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    at = next(i for i, leaf in enumerate(leaves) if leaf["type"] == "taggant/revealed/1")
+    other = [lane for lane in range(48) if lane not in leaves[at]["lanes"]][:4]
+    return [*leaves[:at], {**leaves[at], "lanes": other}, *leaves[at:]]
+
+
+def other_scores_first(leaves: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    at = next(i for i, leaf in enumerate(leaves) if leaf.get("kind") == "scores")
+    return [*leaves[:at], {**leaves[at], "sha256": "ab" * 32}, *leaves[at:]]
+
+
+def other_plan(leaves: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    at = next(i for i, leaf in enumerate(leaves) if leaf.get("kind") == "plan")
+    return [*leaves[:at], {**leaves[at], "sha256": "ab" * 32}, *leaves[at:]]
+
+
 def not_revealed(leaves: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [leaf for leaf in leaves if leaf["type"] != "taggant/revealed/1"]
 
@@ -298,9 +314,12 @@ BAD: dict[str, tuple[set[str], Forgery]] = {
     ),
     "a seed that was not committed to": ({"E-COMMIT-01"}, Forgery(statements={"opening": other_seed})),
     "a key hidden": ({"E-ROOTS-01"}, Forgery(leaves=hidden_root)),
+    "a study hidden": ({"E-ROOTS-01"}, Forgery(leaves=other_plan)),
+    "one of two scores": ({"E-ORDER-01"}, Forgery(leaves=other_scores_first)),
+    "lanes opened by two values": ({"E-LANES-02"}, Forgery(leaves=other_lanes_first)),
     "a plan after its scores": ({"E-ORDER-01"}, Forgery(leaves=swapped(2, 3))),
     "an activation after the plan": ({"E-ORDER-01"}, Forgery(leaves=swapped(1, 2))),
-    "a plan that was never logged": ({"E-ORDER-01"}, Forgery(leaves=without_kind("plan"))),
+    "a plan that was never logged": ({"E-ORDER-01", "E-ROOTS-01"}, Forgery(leaves=without_kind("plan"))),
     "scores that were never logged": ({"E-ORDER-01"}, Forgery(leaves=without_kind("scores"))),
     "a compromised key": ({"E-STATE-01"}, Forgery(leaves=compromised)),
     "lanes opened twice": ({"E-LANES-02"}, Forgery(leaves=revealed_twice)),

@@ -79,13 +79,13 @@ class ForgingStudy(Study):
         self.forgery = forgery
         self.files: Files = {}
 
-    def _sign(self, statement: Statement, signer: NoteSigner) -> str:
+    def _sign(self, statement: Statement, signer: NoteSigner, *, plan: str | None) -> str:
         change = self.forgery.statements.get(statement.kind)
         if change is not None:
             predicate = json.loads(json.dumps(dict(statement.predicate)))
             change(predicate)
             statement = Statement(kind=statement.kind, subject=statement.subject, predicate=predicate)
-        return super()._sign(statement, signer)
+        return super()._sign(statement, signer, plan=plan)
 
     def _bundle(self, out: Path, files: Files, claim: Claim, signer: NoteSigner) -> None:
         if self.forgery.leaves is not None:

@@ -43,7 +43,7 @@ def filled(log: CommitmentLog, signer: NoteSigner) -> CommitmentLog:
     log.append(
         activation_leaf(committed, ActivationSource(kind="beacon", name="a beacon", value="its value", round=3)), signer
     )
-    log.append(envelope_leaf("plan", "ab" * 32), signer)
+    log.append(envelope_leaf("plan", "ab" * 32, plan=None), signer)
     log.append(revealed_leaf(keys, [4, 2]), signer)
     log.append(state_leaf(keys, "retired"), signer)
     return log
@@ -72,10 +72,10 @@ def test_the_tree_is_that_of_an_independent_implementation(log: CommitmentLog, s
 def test_an_entry_that_a_crash_left_above_the_head_was_never_published(log: CommitmentLog, signer: NoteSigner) -> None:
     filled(log, signer)
     entries, head = log.folder / "entries.jsonl", (log.folder / "checkpoint").read_bytes()
-    log.append(envelope_leaf("scores", "cd" * 32), signer)
+    log.append(envelope_leaf("scores", "cd" * 32, plan="ab" * 32), signer)
     (log.folder / "checkpoint").write_bytes(head)  # As if the process had died between the two.
     assert len(log.entries()) == 6
-    log.append(envelope_leaf("scores", "ef" * 32), signer)
+    log.append(envelope_leaf("scores", "ef" * 32, plan="ab" * 32), signer)
     assert [leaf.value.get("sha256") for leaf in read_entries(entries.read_bytes())][-1] == "ef" * 32
     assert Checkpoint.open(log.checkpoint(), [signer.verifier()]).size == 6
 
@@ -95,7 +95,7 @@ def test_entries_that_are_not_under_the_head_are_refused(log: CommitmentLog, sig
         (log.folder / "checkpoint").unlink()
     before = entries.read_bytes()
     with pytest.raises(VerificationError, match=r"edited or cut|was cut|without a signed head"):
-        log.append(envelope_leaf("scores", "cd" * 32), signer)
+        log.append(envelope_leaf("scores", "cd" * 32, plan="ab" * 32), signer)
     assert entries.read_bytes() == before
 
 
@@ -103,7 +103,7 @@ def test_another_key_cannot_append(log: CommitmentLog, signer: NoteSigner, tmp_p
     filled(log, signer)
     other = create_note_key(tmp_path / "other.key", name="provider.example/taggant")
     with pytest.raises(VerificationError):
-        log.append(envelope_leaf("scores", "cd" * 32), other)
+        log.append(envelope_leaf("scores", "cd" * 32, plan="ab" * 32), other)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="locks are of POSIX")
@@ -115,7 +115,7 @@ def test_one_process_writes_at_a_time(log: CommitmentLog, signer: NoteSigner) ->
     fcntl.flock(held, fcntl.LOCK_EX)
     try:
         with pytest.raises(LedgerError, match="another process writes"):
-            log.append(envelope_leaf("scores", "cd" * 32), signer)
+            log.append(envelope_leaf("scores", "cd" * 32, plan="ab" * 32), signer)
     finally:
         os.close(held)
 
@@ -129,9 +129,13 @@ def test_one_process_writes_at_a_time(log: CommitmentLog, signer: NoteSigner) ->
         b'{"fingerprint":"'
         + b"ab" * 32
         + b'","scope":"s","state":"happy","time":"2026-01-01T00:00:00Z","type":"taggant/state/1"}',
-        b'{"kind":"plan","sha256":"' + b"AB" * 32 + b'","time":"2026-01-01T00:00:00Z","type":"taggant/envelope/1"}',
-        b'{"kind":"plan","sha256":"' + b"ab" * 32 + b'","time":"yesterday","type":"taggant/envelope/1"}',
-        b'{"sha256":"' + b"ab" * 32 + b'","kind":"plan","time":"2026-01-01T00:00:00Z","type":"taggant/envelope/1"}',
+        b'{"kind":"plan","plan":null,"sha256":"'
+        + b"AB" * 32
+        + b'","time":"2026-01-01T00:00:00Z","type":"taggant/envelope/1"}',
+        b'{"kind":"plan","plan":null,"sha256":"' + b"ab" * 32 + b'","time":"yesterday","type":"taggant/envelope/1"}',
+        b'{"sha256":"'
+        + b"ab" * 32
+        + b'","kind":"plan","plan":null,"time":"2026-01-01T00:00:00Z","type":"taggant/envelope/1"}',
         b'{"fingerprint":"'
         + b"ab" * 32
         + b'","lanes":[3,2],"scope":"s","time":"2026-01-01T00:00:00Z","type":"taggant/revealed/1"}',
@@ -188,7 +192,8 @@ def dying(path, content, what):
     return honest(path, content, what=what)
 module.write_whole = dying
 folder = Path(sys.argv[1])
-CommitmentLog(folder / "log").append(envelope_leaf("scores", "cd" * 32), NoteSigner.load(folder / "publisher.key"))
+signer = NoteSigner.load(folder / "publisher.key")
+CommitmentLog(folder / "log").append(envelope_leaf("scores", "cd" * 32, plan="ab" * 32), signer)
 """
     signer = create_note_key(tmp_path / "publisher.key", name="provider.example/taggant")
     log = filled(CommitmentLog(tmp_path / "log"), signer)
@@ -197,5 +202,5 @@ CommitmentLog(folder / "log").append(envelope_leaf("scores", "cd" * 32), NoteSig
         done = subprocess.run([sys.executable, "-c", script, str(tmp_path), str(writes)], check=False)
         assert done.returncode == -9
         assert Checkpoint.open(log.checkpoint(), [signer.verifier()]).size == size
-        log.append(envelope_leaf("opening", "12" * 32), signer)
+        log.append(envelope_leaf("opening", "12" * 32, plan="ab" * 32), signer)
         assert Checkpoint.open(log.checkpoint(), [signer.verifier()]).size == size + 1

@@ -99,7 +99,7 @@ def test_a_log_keeps_the_tokens_over_its_heads(authority: Path, address: str, tm
     with pytest.raises(UsageError, match="taggant keys commit"):
         log.timestamp(lambda message: take_timestamp(message, url=address))
     for kind in ("plan", "scores"):
-        log.append(envelope_leaf(kind, "ab" * 32), signer)
+        log.append(envelope_leaf(kind, "ab" * 32, plan=None if kind == "plan" else "ab" * 32), signer)
         log.timestamp(lambda message: take_timestamp(message, url=address))
     tokens = log.timestamps()
     assert sorted(tokens) == [1, 2]
