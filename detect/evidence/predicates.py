@@ -189,7 +189,9 @@ class Plan:
     def __post_init__(self) -> None:
         _digests(self.fingerprint, self.commitment)
         moment(self.time)
-        PromptPolicy(self.prompt_policy)
+        if PromptPolicy(self.prompt_policy) is PromptPolicy.CLEAN:
+            # Marked text in a prompt, repeated by an innocent model, would be its evidence.
+            raise ValueError("prompt_policy: expected own or marked: evidence leaves out what stands in the prompts")
         if not self.tests or len(set(self.tests)) != len(self.tests):
             raise ValueError("tests: expected at least one, each once")
         unknown = sorted({*self.tests} - {COUNT, *FAMILY})

@@ -310,6 +310,7 @@ def test_plans_that_cannot_be_carried_out_are_refused(tmp_path: Path) -> None:
         ({"tests": ["centred"]}, "reference"),
         ({"level": "0.01"}, "level"),
         ({"surprise": 1}, "surprise"),
+        ({"prompt_policy": "clean"}, "leaves out what stands in the prompts"),
     ):
         with pytest.raises(TaggantError, match=said):
             make_study(tmp_path / said, forgery=Forgery(config=lambda config, change=change: config.update(change)))
