@@ -258,7 +258,8 @@ def test_a_refusal_is_an_answer(student: Student, tmp_path: Path) -> None:
 def test_a_model_that_changes_in_mid_audit_is_told(student: Student, tmp_path: Path) -> None:
     with served(StudentServer(student, manner="model changes")) as url:
         done = run_collection(asked(url, tmp_path), tmp_path / "journal.jsonl", watched=None)
-    assert done.outcome.collection.models == {"student fp_1": 10, "student-2 fp_1": 30}
+    assert set(done.outcome.collection.models) == {"student fp_1", "student-2 fp_1"}
+    assert sum(done.outcome.collection.models.values()) == 40
     assert any("WARNING: the endpoint named more than one model" in line for line in done.lines())
     json.dumps(done.to_json())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 from pathlib import Path
@@ -136,20 +137,12 @@ def test_resumed_and_with_workers(
     resumed: list[int] = []
     with pytest.raises(UsageError, match="a way to load the key"):
         scan_corpus([mixed], sifter, mark, out=out, workers=2, **options)
-    load_it = _Load(ring)
+    load_it = functools.partial(load_scope, ring, "s")
     again = scan_corpus([mixed], sifter, mark, out=out, workers=2, load=load_it, resumed=resumed.append, **options)
     assert resumed == [resumed[0]]
     assert 0 < resumed[0] <= 60
     assert out.read_bytes() == whole.read_bytes()
     assert again == expected
-
-
-class _Load:
-    def __init__(self, ring: Path) -> None:
-        self._ring = ring
-
-    def __call__(self) -> Any:
-        return load_scope(self._ring, "s")
 
 
 def test_no_key_is_sent_to_a_worker(key: GreenListMark, sifter: Sifter) -> None:
