@@ -16,14 +16,20 @@ __all__ = ["CAPACITY", "BoundedTally"]
 #: Pairs kept unless told otherwise: some 400 MB, and twice that while rows are merged.
 CAPACITY = 2**24
 
-#: Rows wait to be merged until they are a share of the capacity.
+#: Rows wait to be added to the others until they are a share of the capacity.
 _WAITING = 8
+
+#: Parts of like size that are added up together.
+_TOGETHER = 8
+
+#: How often the sum of all parts was added up, as it were: no other part is.
+_ALL = 64
 
 
 class BoundedTally:
     """Add up rows, and keep at most *capacity* pairs.
 
-    Parts of like size are merged first, so that a row is copied some log2(parts) times, as in a log-structured
+    Parts of like size are added up first, so that a row is copied some log8(parts) times, as in a log-structured
     merge tree.
 
     Args:
@@ -40,7 +46,8 @@ class BoundedTally:
         self.capacity = capacity
         self._window = window
         self._level = 0
-        self._parts: list[TallyRows] = []
+        self._parts: list[tuple[int, TallyRows]] = []
+        """What is waiting, the most often added up first; and how often that was."""
 
     @property
     def level(self) -> int:
@@ -51,23 +58,22 @@ class BoundedTally:
         """Add the rows of some texts."""
         self._level = max(self._level, rows.level)
         rows = rows.cut(self._level)
-        if rows.pairs:
-            self._parts.append(rows)
-        while len(self._parts) > 1 and 2 * self._parts[-1].pairs >= self._parts[-2].pairs:
-            self._merge_last()
-        if sum(part.pairs for part in self._parts) > self.capacity + self.capacity // _WAITING:
+        if not rows.pairs:
+            return
+        times = 0
+        self._parts.append((times, rows))
+        while [each for each, _ in self._parts[-_TOGETHER:]] == [times] * _TOGETHER:
+            times += 1
+            self._parts[-_TOGETHER:] = [(times, TallyRows.total([part for _, part in self._parts[-_TOGETHER:]]))]
+        if sum(part.pairs for _, part in self._parts) > self.capacity + self.capacity // _WAITING:
             self.rows()
 
     def rows(self) -> TallyRows:
         """Return what is kept of all that was added."""
-        while len(self._parts) > 1:
-            self._merge_last()
-        rows = self._parts[0] if self._parts else TallyRows.none(window=self._window)
+        rows = TallyRows.none(window=self._window)
+        if self._parts:
+            rows = TallyRows.total([part for _, part in self._parts])
         rows = rows.cut(self._level).within(self.capacity)
         self._level = rows.level
-        self._parts = [rows] if rows.pairs else []
+        self._parts = [(_ALL, rows)] if rows.pairs else []
         return rows
-
-    def _merge_last(self) -> None:
-        last = self._parts.pop()
-        self._parts.append(self._parts.pop().merged(last))

@@ -1,4 +1,4 @@
-"""The compiled kernels of `detect.tally_rows`: rows are grouped from positions, merged, and checked.
+"""The compiled kernels of `detect.tally_rows`: rows are grouped from positions, added up, and checked.
 
 They call one another and nothing of another file, for the reason given in `watermark.kernels`. Nothing here hashes:
 the windows' key-free hashes come from there. Rows stand in the order of (hash, window ids, token).
@@ -6,19 +6,16 @@ the windows' key-free hashes come from there. Rows stand in the order of (hash, 
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
 import numpy.typing as npt
 
 from watermark.kernels import inline, kernel
 
-__all__ = ["disordered", "group", "merge"]
+__all__ = ["add_up", "count_pairs", "disordered", "rank_rows", "rank_windows"]
 
 Ids = npt.NDArray[np.uint32]
 Words = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
-Rows: TypeAlias = tuple[Words, Ids, Counts, Ids, Counts, Counts, Counts]
 
 
 @inline
@@ -31,193 +28,209 @@ def _window_order(a, i, b, j, h):
 
 
 @kernel
-def group(
-    packed: Words, shift: int, hashes: Words, positions: npt.NDArray[np.int32], ids: Ids, h: int
-) -> tuple[Counts, Counts, Counts, Ids, Counts]:
-    """Group positions into distinct windows and pairs.
+def rank_windows(words: Words, shift: int, ids: Ids, h: int) -> tuple[Words, Ids]:
+    """Rank the windows before positions, and name each position's pair by its window's rank and its token.
 
     Args:
-        packed: sorted; above the low *shift* bits the beginning of a window's hash, in them an index, which increases
-            with the token at the position.
-        shift: bits of the index.
-        hashes: of the window before each position, by that index.
-        positions: by that index.
+        words: sorted; above the low *shift* bits the beginning of the window's hash, in them the position. Those of
+            windows whose hashes begin alike are reordered in place.
+        shift: bits of the position.
         ids: what they are positions of.
         h: ids of a window.
 
     Returns:
-        An index of each distinct window's occurrence; its position; where its pairs start, with their number at the
-        end; the pairs' tokens; how often each was said.
+        rank << 32 | token of each position, (n,); and the windows by rank, (m, h): in the order of the beginnings of
+        their hashes, and those that begin alike in any.
     """
-    n = packed.shape[0]
+    n = words.shape[0]
     mask = (np.uint64(1) << np.uint64(shift)) - np.uint64(1)
-    which = np.empty(n, np.int64)
-    firsts = np.empty(n, np.int64)
-    starts = np.empty(n + 1, np.int64)
-    tokens = np.empty(n, np.uint32)
-    said = np.empty(n, np.int64)
-    order = np.empty(n, np.int64)
-    for i in range(n):
-        order[i] = np.int64(packed[i] & mask)
-    windows = 0
-    pairs = 0
+    names = np.empty(n, np.uint64)
+    windows = np.empty((n, h), np.uint32)
+    m = 0
     start = 0
     while start < n:
         end = start + 1
-        beginning = packed[start] >> np.uint64(shift)
-        one = order[start]
-        same = True
-        while end < n and packed[end] >> np.uint64(shift) == beginning:
-            other = order[end]
-            if hashes[other] != hashes[one] or (
-                _window_order(ids, positions[other] - h, ids, positions[one] - h, h) != 0
-            ):
-                same = False
+        beginning = words[start] >> np.uint64(shift)
+        one = np.int64(words[start] & mask)
+        rank = np.uint64(m) << np.uint64(32)
+        names[start] = rank | np.uint64(ids[one])
+        for d in range(h):
+            windows[m, d] = ids[one - h + d]
+        m += 1
+        while end < n and words[end] >> np.uint64(shift) == beginning:
+            other = np.int64(words[end] & mask)
+            if _window_order(ids, other - h, ids, one - h, h) != 0:
+                break
+            names[end] = rank | np.uint64(ids[other])
             end += 1
-        if not same:
-            # Two windows whose hashes begin alike: rare, so that a slow sort of their positions by window will do.
-            for i in range(start + 1, end):
-                moved = order[i]
-                j = i
-                while j > start:
-                    before = order[j - 1]
-                    if hashes[before] < hashes[moved] or (
-                        hashes[before] == hashes[moved]
-                        and _window_order(ids, positions[before] - h, ids, positions[moved] - h, h) <= 0
-                    ):
-                        break
-                    order[j] = before
-                    j -= 1
-                order[j] = moved
-        while start < end:
-            one = order[start]
-            stop = end
-            if not same:
-                stop = start + 1
-                while stop < end and (
-                    hashes[order[stop]] == hashes[one]
-                    and _window_order(ids, positions[order[stop]] - h, ids, positions[one] - h, h) == 0
-                ):
-                    stop += 1
-            which[windows] = one
-            firsts[windows] = positions[one]
-            starts[windows] = pairs
-            windows += 1
-            count = stop - start
-            there = tokens[pairs : pairs + count]
-            for i in range(count):
-                there[i] = ids[positions[order[start + i]]]
-            # The distinct ones are moved to the front, in place.
-            i = 0
-            while i < count:
-                token = there[i]
-                j = i + 1
-                while j < count and there[j] == token:
-                    j += 1
-                tokens[pairs] = token
-                said[pairs] = j - i
-                pairs += 1
-                i = j
-            start = stop
-    starts[windows] = pairs
-    return (
-        which[:windows].copy(),
-        firsts[:windows].copy(),
-        starts[: windows + 1].copy(),
-        tokens[:pairs].copy(),
-        said[:pairs].copy(),
-    )
+        if end < n and words[end] >> np.uint64(shift) == beginning:
+            # Another window whose hash begins alike, which is rare: those of this one are brought to the front.
+            i = end + 1
+            while i < n and words[i] >> np.uint64(shift) == beginning:
+                other = np.int64(words[i] & mask)
+                if _window_order(ids, other - h, ids, one - h, h) == 0:
+                    words[i] = words[end]
+                    words[end] = (beginning << np.uint64(shift)) | np.uint64(other)
+                    names[end] = rank | np.uint64(ids[other])
+                    end += 1
+                i += 1
+        start = end
+    return names, windows[:m].copy()
 
 
 @kernel
-def merge(
-    a_hashes: Words,
-    a_windows: Ids,
-    a_starts: Counts,
-    a_tokens: Ids,
-    a_said: Counts,
-    a_expected: Counts,
-    a_information: Counts,
-    b_hashes: Words,
-    b_windows: Ids,
-    b_starts: Counts,
-    b_tokens: Ids,
-    b_said: Counts,
-    b_expected: Counts,
-    b_information: Counts,
-) -> Rows:
-    """Add up two sets of rows; `expected` and `information` of both are as long as the others, or empty."""
-    h = a_windows.shape[1]
-    most_windows = a_hashes.shape[0] + b_hashes.shape[0]
-    most_pairs = a_tokens.shape[0] + b_tokens.shape[0]
-    referred = a_expected.shape[0] + b_expected.shape[0] > 0
-    # Pages that are never written to take no memory.
-    hashes = np.empty(most_windows, np.uint64)
-    windows = np.empty((most_windows, h), np.uint32)
-    starts = np.empty(most_windows + 1, np.int64)
-    tokens = np.empty(most_pairs, np.uint32)
-    said = np.empty(most_pairs, np.int64)
-    expected = np.empty(most_pairs if referred else 0, np.int64)
-    information = np.empty(most_windows if referred else 0, np.int64)
-    a_flat = a_windows.reshape(a_windows.shape[0] * h)
-    b_flat = b_windows.reshape(b_windows.shape[0] * h)
+def count_pairs(names: Words, m: int) -> tuple[Counts, Ids, Counts]:
+    """Return where each of *m* windows' pairs start, their tokens, and how often each was said.
+
+    *names* are sorted: rank << 32 | token.
+    """
+    n = names.shape[0]
+    starts = np.empty(m + 1, np.int64)
+    tokens = np.empty(n, np.uint32)
+    said = np.empty(n, np.int64)
+    pairs = 0
+    windows = 0
+    start = 0
+    while start < n:
+        name = names[start]
+        end = start + 1
+        while end < n and names[end] == name:
+            end += 1
+        if np.int64(name >> np.uint64(32)) == windows:
+            starts[windows] = pairs
+            windows += 1
+        tokens[pairs] = np.uint32(name & np.uint64(0xFFFFFFFF))
+        said[pairs] = end - start
+        pairs += 1
+        start = end
+    starts[windows] = pairs
+    return starts, tokens[:pairs].copy(), said[:pairs].copy()
+
+
+@kernel
+def rank_rows(
+    words: Words,
+    shift: int,
+    hashes: Words,
+    windows: Ids,
+    starts: Counts,
+    tokens: Ids,
+    information: Counts,
+    token_bits: int,
+    row_bits: int,
+) -> tuple[Words, Words, Ids, Counts]:
+    """Rank windows, of which each may stand there several times, and name each row's pair by rank, token and row.
+
+    Args:
+        words: sorted; above the low *shift* bits the beginning of a window's hash, in them its place in what follows.
+            Those of windows whose hashes begin alike are reordered in place.
+        shift: bits of the place.
+        hashes: (w,).
+        windows: (w, h).
+        starts: where each window's pairs start, (w + 1,).
+        tokens: (n,).
+        information: (w,), or empty.
+        token_bits: bits of a token.
+        row_bits: bits of a place in *tokens*.
+
+    Returns:
+        (rank << token_bits | token) << row_bits | row of each row, (n,); and by rank the hashes, the windows and
+        the sums of the information: in the order of the beginnings of their hashes, and those that begin alike in any.
+    """
+    w, h = windows.shape
+    flat = windows.reshape(w * h)
+    mask = (np.uint64(1) << np.uint64(shift)) - np.uint64(1)
+    names = np.empty(tokens.shape[0], np.uint64)
+    into_hashes = np.empty(w, np.uint64)
+    into_windows = np.empty((w, h), np.uint32)
+    into_information = np.zeros(information.shape[0], np.int64)
+    referred = information.shape[0] > 0
     m = 0
     n = 0
-    i = 0
-    j = 0
-    while i < a_hashes.shape[0] or j < b_hashes.shape[0]:
-        if i == a_hashes.shape[0]:
-            order = 1
-        elif j == b_hashes.shape[0]:
-            order = -1
-        elif a_hashes[i] != b_hashes[j]:
-            order = -1 if a_hashes[i] < b_hashes[j] else 1
-        else:
-            order = _window_order(a_flat, i * h, b_flat, j * h, h)
-        starts[m] = n
-        p = 0
-        p_end = 0
-        q = 0
-        q_end = 0
-        if order <= 0:
-            hashes[m] = a_hashes[i]
-            for d in range(h):
-                windows[m, d] = a_windows[i, d]
-            p = a_starts[i]
-            p_end = a_starts[i + 1]
-            if referred:
-                information[m] = a_information[i]
-        if order >= 0:
-            hashes[m] = b_hashes[j]
-            for d in range(h):
-                windows[m, d] = b_windows[j, d]
-            q = b_starts[j]
-            q_end = b_starts[j + 1]
-            if referred:
-                information[m] = b_information[j] + (information[m] if order == 0 else 0)
-        while p < p_end or q < q_end:
-            from_a = p < p_end and (q == q_end or a_tokens[p] <= b_tokens[q])
-            from_b = q < q_end and (p == p_end or b_tokens[q] <= a_tokens[p])
-            tokens[n] = a_tokens[p] if from_a else b_tokens[q]
-            said[n] = (a_said[p] if from_a else 0) + (b_said[q] if from_b else 0)
-            if referred:
-                expected[n] = (a_expected[p] if from_a else 0) + (b_expected[q] if from_b else 0)
-            p += from_a
-            q += from_b
-            n += 1
-        i += order <= 0
-        j += order >= 0
+    start = 0
+    while start < w:
+        beginning = words[start] >> np.uint64(shift)
+        one = np.int64(words[start] & mask)
+        into_hashes[m] = hashes[one]
+        for d in range(h):
+            into_windows[m, d] = windows[one, d]
+        end = start
+        i = start
+        while i < w and words[i] >> np.uint64(shift) == beginning:
+            other = np.int64(words[i] & mask)
+            if i == start or _window_order(flat, other * h, flat, one * h, h) == 0:
+                # That of another window whose hash begins alike, which is rare, goes back.
+                words[i] = words[end]
+                end += 1
+                if referred:
+                    into_information[m] += information[other]
+                for row in range(starts[other], starts[other + 1]):
+                    name = (np.uint64(m) << np.uint64(token_bits)) | np.uint64(tokens[row])
+                    names[n] = (name << np.uint64(row_bits)) | np.uint64(row)
+                    n += 1
+            i += 1
         m += 1
-    starts[m] = n
-    return (
-        hashes[:m],
-        windows[:m],
-        starts[: m + 1],
-        tokens[:n],
-        said[:n],
-        expected[:n],
-        information[:m],
-    )
+        start = end
+    return names, into_hashes[:m], into_windows[:m], into_information[:m] if referred else into_information
+
+
+@kernel
+def add_up(
+    names: Words,
+    token_bits: int,
+    row_bits: int,
+    said: Counts,
+    expected: Counts,
+    starts: Counts,
+    tokens: Ids,
+    into_said: Counts,
+    into_expected: Counts,
+    m: int,
+    n: int,
+) -> int:
+    """Add up the rows of pairs.
+
+    Args:
+        names: sorted; (rank << token_bits | token) << row_bits | row.
+        token_bits: see above.
+        row_bits: see above.
+        said: by row.
+        expected: by row, or empty.
+        starts: takes up where each window's pairs start, from window *m* on; and the other three the pairs, from pair
+            *n* on.
+        tokens: see above.
+        into_said: see above.
+        into_expected: see above.
+        m: windows that are there.
+        n: pairs that are there.
+
+    Returns:
+        n after it.
+    """
+    row_mask = (np.uint64(1) << np.uint64(row_bits)) - np.uint64(1)
+    token_mask = (np.uint64(1) << np.uint64(token_bits)) - np.uint64(1)
+    referred = expected.shape[0] > 0
+    windows = 0
+    before = np.uint64(0)
+    for i in range(names.shape[0]):
+        name = names[i] >> np.uint64(row_bits)
+        row = np.int64(names[i] & row_mask)
+        if i > 0 and name == before:
+            into_said[n - 1] += said[row]
+            if referred:
+                into_expected[n - 1] += expected[row]
+        else:
+            if np.int64(name >> np.uint64(token_bits)) == windows:
+                starts[m + windows] = n
+                windows += 1
+            tokens[n] = np.uint32(name & token_mask)
+            into_said[n] = said[row]
+            if referred:
+                into_expected[n] = expected[row]
+            n += 1
+        before = name
+    starts[m + windows] = n
+    return n
 
 
 @kernel

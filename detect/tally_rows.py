@@ -8,8 +8,9 @@ that halving the sample is cutting off its end.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,15 +24,17 @@ __all__ = ["MAX_LEVEL", "TallyRows", "last_hash"]
 Ids = npt.NDArray[np.uint32]
 Words = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
+Columns: TypeAlias = tuple[Words, Ids, Counts, Ids, Counts, Counts, Counts]
 
 #: The sample's threshold is on the 58 bits of the hash above the lane.
 MAX_LEVEL = 58
 
 _LANE = np.uint64(63)
-_INDEX = np.uint64(0xFFFFFFFF)
 
-#: Positions that are grouped together: some 2 MB.
-_PART = 2**15
+#: Windows that are added up together: some 2 MB.
+_RANGE = 2**16
+
+_WORD = 64
 _NONE = np.zeros(0, dtype=np.int64)
 
 
@@ -48,7 +51,7 @@ def last_hash(level: int) -> np.uint64:
 class TallyRows:
     """Distinct windows (m of them, h ids wide) with their distinct pairs (n), in order, each once.
 
-    Counts are integers and add up: `merged` is associative and commutative, whatever came first.
+    Counts are integers and add up: `total` is the same whatever came first.
     """
 
     level: int
@@ -90,30 +93,23 @@ class TallyRows:
     @classmethod
     def of_positions(cls, found: Positions, *, window: int, level: int) -> TallyRows:
         """Return the rows of positions that are in, of the windows kept at *level*."""
-        hashes, positions = kernels.sampled(found.ids, found.valid, window, last_hash(level))
-        # Dealt by the first bits of the hash into parts that fit the cache, which takes a third of the time.
-        bits = min(8, (len(hashes) // _PART).bit_length())
-        part = ((hashes << np.uint64(level)) >> np.uint64(56)).astype(np.uint8) >> np.uint8(8 - bits)
-        dealt = np.argsort(part, kind="stable")
-        hashes, positions = hashes[dealt], positions[dealt]
-        ends = np.cumsum(np.bincount(part, minlength=1 << bits))
-        parts = [
-            _grouped(hashes[start:end], positions[start:end], found.ids, window, level)
-            for start, end in pairwise([0, *ends.tolist()])
-        ]
-        sizes = np.concatenate([np.diff(starts) for _, _, starts, _, _ in parts])
-        firsts = np.concatenate([firsts for _, firsts, _, _, _ in parts])
-        windows = found.ids[firsts[:, None] + np.arange(-window, 0)[None, :]]
+        shift = max(1, len(found.ids).bit_length())
+        words = kernels.packed_windows(found.ids, found.valid, window, last_hash(level), level, shift)
+        # Sorts of plain words, with what is wanted in them, are five times faster than an indirect one.
+        words.sort()
+        names, windows = row_kernels.rank_windows(words, shift, found.ids, window)
+        names.sort()
+        starts, tokens, said = row_kernels.count_pairs(names, len(windows))
         return cls(
             level=level,
-            hashes=np.concatenate([hashes for hashes, _, _, _, _ in parts]),
-            windows=np.ascontiguousarray(windows),
-            starts=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-            tokens=np.concatenate([tokens for _, _, _, tokens, _ in parts]),
-            said=np.concatenate([said for _, _, _, _, said in parts]),
+            hashes=kernels.window_hashes(windows),
+            windows=windows,
+            starts=starts,
+            tokens=tokens,
+            said=said,
             expected=_NONE,
             information=_NONE,
-        )
+        )._in_order()
 
     @classmethod
     def of_tally(cls, tally: Tally, *, reference: bool) -> TallyRows:
@@ -160,25 +156,57 @@ class TallyRows:
             level += 1
         return self.cut(level)
 
-    def merged(self, other: TallyRows) -> TallyRows:
-        """Return the sum of both, at the higher of their levels."""
-        level = max(self.level, other.level)
-        a, b = self.cut(level), other.cut(level)
-        if not a.pairs or not b.pairs:
-            return a if a.pairs else b
-        hashes, windows, starts, tokens, said, expected, information = row_kernels.merge(*a.columns(), *b.columns())
+    @classmethod
+    def total(cls, parts: Sequence[TallyRows]) -> TallyRows:
+        """Return the sum of one or more, at the highest of their levels."""
+        level = max(part.level for part in parts)
+        kept = [part.cut(level) for part in parts]
+        kept = [part for part in kept if part.pairs] or kept[:1]
+        if len(kept) == 1:
+            return kept[0]
+        into = _Sum(kept, level)
+        # Range by range of the hash, of which each fits the cache.
+        ranges = max(1, sum(len(part.hashes) for part in kept) // _RANGE)
+        lasts = np.array([((last + 1) << (64 - level)) // ranges - 1 for last in range(ranges)], dtype=np.uint64)
+        cuts = [[0, *np.searchsorted(part.hashes, lasts, side="right").tolist()] for part in kept]
+        for which in range(ranges):
+            into.add([part._between(*cut[which : which + 2]) for part, cut in zip(kept, cuts, strict=True)])
+        return into.rows()._in_order()
+
+    def _between(self, start: int, end: int) -> TallyRows:
+        """Return the rows of some windows."""
+        first, last = int(self.starts[start]), int(self.starts[end])
         return TallyRows(
-            level=level,
-            hashes=hashes,
-            windows=windows,
-            starts=starts,
-            tokens=tokens,
-            said=said,
-            expected=expected,
-            information=information,
+            level=self.level,
+            hashes=self.hashes[start:end],
+            windows=self.windows[start:end],
+            starts=self.starts[start : end + 1] - first,
+            tokens=self.tokens[first:last],
+            said=self.said[first:last],
+            expected=self.expected[first:last],
+            information=self.information[start:end],
         )
 
-    def columns(self) -> tuple[Words, Ids, Counts, Ids, Counts, Counts, Counts]:
+    def _in_order(self) -> TallyRows:
+        """Return them with windows whose hashes begin alike in order, too; as a rule they are."""
+        if bool((self.hashes[1:] > self.hashes[:-1]).all()):
+            return self
+        order = np.lexsort((*self.windows.T[::-1], self.hashes))
+        sizes = np.diff(self.starts)[order]
+        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        pairs = np.repeat(self.starts[:-1][order] - starts[:-1], sizes) + np.arange(self.pairs)
+        return replace(
+            self,
+            hashes=self.hashes[order],
+            windows=self.windows[order],
+            starts=starts,
+            tokens=self.tokens[pairs],
+            said=self.said[pairs],
+            expected=self.expected[pairs] if len(self.expected) else _NONE,
+            information=self.information[order] if len(self.information) else _NONE,
+        )
+
+    def columns(self) -> Columns:
         """Return the arrays, in the order of the fields."""
         return (
             self.hashes,
@@ -206,17 +234,96 @@ class TallyRows:
         )
 
 
-def _grouped(
-    hashes: Words, positions: npt.NDArray[np.int32], ids: Ids, window: int, level: int
-) -> tuple[Words, Counts, Counts, Ids, Counts]:
-    """Return the windows' hashes and first positions, and their pairs' starts, tokens and counts, in order."""
-    index = np.arange(len(hashes), dtype=np.uint64)
-    # A plain sort of one word each, what to sort by above and index below, is five times faster than an indirect one.
-    # By token first, then by hash: so the tokens of each window are in order.
-    by_token = (np.sort((ids[positions].astype(np.uint64) << np.uint64(32)) | index) & _INDEX).astype(np.int64)
-    hashes, positions = hashes[by_token], positions[by_token]
-    shift = max(1, len(hashes).bit_length())
-    beginnings = (hashes << np.uint64(level)) >> np.uint64(shift)
-    packed = np.sort((beginnings << np.uint64(shift)) | index)
-    which, firsts, starts, tokens, said = row_kernels.group(packed, shift, hashes, positions, ids, window)
-    return hashes[which], firsts, starts, tokens, said
+class _Sum:
+    """The sum of rows, range by range of the hash.
+
+    Args:
+        parts: what is to be added up.
+        level: of the sum.
+    """
+
+    def __init__(self, parts: Sequence[TallyRows], level: int) -> None:
+        windows, pairs = sum(len(part.hashes) for part in parts), sum(part.pairs for part in parts)
+        referred = any(len(part.expected) for part in parts)
+        self._level = level
+        self._m = self._n = 0
+        # Pages that are never written to take no memory.
+        self._hashes = np.empty(windows, dtype=np.uint64)
+        self._windows = np.empty((windows, parts[0].windows.shape[1]), dtype=np.uint32)
+        self._starts = np.zeros(windows + 1, dtype=np.int64)
+        self._tokens = np.empty(pairs, dtype=np.uint32)
+        self._said = np.empty(pairs, dtype=np.int64)
+        self._expected = np.empty(pairs if referred else 0, dtype=np.int64)
+        self._information = np.empty(windows if referred else 0, dtype=np.int64)
+
+    def add(self, parts: Sequence[TallyRows]) -> None:
+        """Add up the rows of the next range."""
+        hashes, windows, starts, tokens, said, expected, information = _joined(parts)
+        if not len(tokens):
+            return
+        place_bits, row_bits = len(hashes).bit_length(), len(tokens).bit_length()
+        token_bits = max(1, int(tokens.max()).bit_length())
+        if place_bits + token_bits + row_bits > _WORD and hashes.min() != hashes.max():
+            # No vocabulary is so large; what a stranger's ids are, nobody knows.
+            middle = hashes.min() + (hashes.max() - hashes.min()) // np.uint64(2)
+            ends = [int(np.searchsorted(part.hashes, middle, side="right")) for part in parts]
+            self.add([part._between(0, end) for part, end in zip(parts, ends, strict=True)])
+            self.add([part._between(end, len(part.hashes)) for part, end in zip(parts, ends, strict=True)])
+            return
+        heads = (hashes << np.uint64(self._level)) & ~np.uint64(2**place_bits - 1)
+        words = heads | np.arange(len(hashes), dtype=np.uint64)
+        words.sort()
+        names, hashes, windows, information = row_kernels.rank_rows(
+            words, place_bits, hashes, windows, starts, tokens, information, token_bits, row_bits
+        )
+        names.sort()
+        m = self._m
+        self._n = row_kernels.add_up(
+            names,
+            token_bits,
+            row_bits,
+            said,
+            expected,
+            self._starts,
+            self._tokens,
+            self._said,
+            self._expected,
+            m,
+            self._n,
+        )
+        self._m += len(hashes)
+        self._hashes[m : self._m] = hashes
+        self._windows[m : self._m] = windows
+        self._information[m : m + len(information)] = information
+
+    def rows(self) -> TallyRows:
+        """Return what was added up."""
+        m, n = self._m, self._n
+        return TallyRows(
+            level=self._level,
+            hashes=self._hashes[:m],
+            windows=self._windows[:m],
+            starts=self._starts[: m + 1],
+            tokens=self._tokens[:n],
+            said=self._said[:n],
+            expected=self._expected[:n],
+            information=self._information[:m],
+        )
+
+
+def _joined(parts: Sequence[TallyRows]) -> Columns:
+    """Return the columns of all parts, one after the other."""
+    hashes, windows, starts, tokens, said, expected, information = (
+        list(column) for column in zip(*(part.columns() for part in parts), strict=True)
+    )
+    pairs = np.cumsum([0, *(part.pairs for part in parts)])
+    joined = [start[:-1] + before for start, before in zip(starts, pairs.tolist(), strict=False)]
+    return (
+        np.concatenate(hashes),
+        np.concatenate(windows),
+        np.concatenate([*joined, pairs[-1:]]),
+        np.concatenate(tokens),
+        np.concatenate(said),
+        np.concatenate(expected),
+        np.concatenate(information),
+    )

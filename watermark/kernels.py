@@ -30,9 +30,9 @@ __all__ = [
     "inline",
     "kernel",
     "lanes",
+    "packed_windows",
     "row",
     "rows",
-    "sampled",
     "seeds",
     "signed_sums",
     "uniform",
@@ -159,17 +159,6 @@ def lanes(windows: Ids) -> npt.NDArray[np.uint8]:
     return out
 
 
-@kernel
-def window_hashes(windows: Ids) -> Words:
-    """Return the key-free SipHash-2-4 of each window, whose low 6 bits are its lane: (n, h) to (n,)."""
-    n, h = windows.shape
-    flat = windows.reshape(n * h)
-    out = np.empty(n, np.uint64)
-    for i in range(n):
-        out[i] = _sip(_U(0), _U(0), flat, i * h, h)
-    return out
-
-
 @inline
 def _sip_end(v0, v1, v2, v3, end):
     """SipHash-2-4's last block and what follows it."""
@@ -194,16 +183,42 @@ def _sip_two(block, end):
 
 
 @kernel
-def sampled(ids: Ids, valid: npt.NDArray[np.bool_], h: int, last: np.uint64) -> tuple[Words, npt.NDArray[np.int32]]:
-    """Return the key-free hashes, those up to *last*, of the windows before valid positions; and the positions."""
+def window_hashes(windows: Ids) -> Words:
+    """Return the key-free SipHash-2-4 of each window, whose low 6 bits are its lane: (n, h) to (n,)."""
+    n, h = windows.shape
+    flat = windows.reshape(n * h)
+    out = np.empty(n, np.uint64)
+    # The widths that are used have code of their own, which takes a third of the time.
+    if h == 1:
+        for i in range(n):
+            out[i] = _sip_end(_SIP_0, _SIP_1, _SIP_2, _SIP_3, (_U(4) << _56) | _U(flat[i]))
+    elif h == 2:
+        for i in range(n):
+            out[i] = _sip_two(_U(flat[2 * i]) | (_U(flat[2 * i + 1]) << _32), _U(8) << _56)
+    elif h == 3:
+        for i in range(n):
+            block = _U(flat[3 * i]) | (_U(flat[3 * i + 1]) << _32)
+            out[i] = _sip_two(block, (_U(12) << _56) | _U(flat[3 * i + 2]))
+    else:
+        for i in range(n):
+            out[i] = _sip(_U(0), _U(0), flat, i * h, h)
+    return out
+
+
+@kernel
+def packed_windows(ids: Ids, valid: npt.NDArray[np.bool_], h: int, last: np.uint64, level: int, shift: int) -> Words:
+    """Return a word for each valid position whose window's key-free hash is at most *last* = 2^(64 - level) - 1.
+
+    The hash's bits below its *level* zeros stand at the top of the word, cut off at bit *shift*; below it is the
+    position. So the words are in the order of hashes, then of positions.
+    """
     n = ids.shape[0]
     hashes = np.empty(_CHUNK, np.uint64)
-    found = np.empty(n, np.uint64)
-    positions = np.empty(n, np.int32)
+    words = np.empty(n, np.uint64)
+    below = (_ONE << _U(shift)) - _ONE
     kept = 0
     for start in range(h, n, _CHUNK):
         count = min(_CHUNK, n - start)
-        # The widths that are used have code of their own, which takes a third of the time.
         back = ids[start - h : start - h + count]
         if h == 1:
             for i in range(count):
@@ -221,11 +236,10 @@ def sampled(ids: Ids, valid: npt.NDArray[np.bool_], h: int, last: np.uint64) -> 
             for i in range(count):
                 hashes[i] = _sip(_U(0), _U(0), ids, start + i - h, h)
         for i in range(count):
-            found[kept] = hashes[i]
-            positions[kept] = start + i
+            words[kept] = ((hashes[i] << _U(level)) & ~below) | _U(start + i)
             # No branch: which windows are kept is as good as random.
             kept += valid[start + i] & (hashes[i] <= _U(last))
-    return found[:kept].copy(), positions[:kept].copy()
+    return words[:kept].copy()
 
 
 @kernel

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from functools import reduce
 from itertools import pairwise
 
 import numpy as np
@@ -16,7 +15,7 @@ from detect import row_kernels
 from detect.bounded_tally import BoundedTally
 from detect.reference import Reference
 from detect.tally import positions_of, tally_of
-from detect.tally_rows import MAX_LEVEL, TallyRows, last_hash
+from detect.tally_rows import MAX_LEVEL, TallyRows, _joined, last_hash
 from watermark import kernels, prf
 from watermark.errors import UsageError
 
@@ -78,33 +77,80 @@ def test_level_keeps_whole_windows_by_their_hash(texts: list[np.ndarray], window
     assert (hashes == whole.hashes).all()
 
 
-def test_many_positions_of_one_window_and_windows_whose_hashes_begin_alike() -> None:
-    """The slow path of `group`, for windows that share the bits they are sorted by: here all of them."""
+def test_windows_whose_hashes_begin_alike() -> None:
+    """The slow paths, for windows that share the bits they are sorted by: here down to all of them."""
     rng = np.random.default_rng(3)
     ids = rng.integers(10, 16, 3000).astype(np.uint32)
     found = positions_of([ids], window=2)
-    hashes, positions = kernels.sampled(found.ids, found.valid, 2, last_hash(0))
-    by_token = np.argsort(ids[positions], kind="stable")
-    hashes, positions = hashes[by_token], positions[by_token]
+    expected = rows_of([ids], window=2)
     for bits in (0, 1, 3):
         shift = 64 - bits if bits else 63
-        beginnings = hashes >> np.uint64(shift) if bits else np.zeros_like(hashes)
-        packed = np.sort((beginnings << np.uint64(shift)) | np.arange(len(hashes), dtype=np.uint64))
-        which, firsts, starts, tokens, said = row_kernels.group(packed, shift, hashes, positions, ids, 2)
-        expected = rows_of([ids], window=2)
-        assert (hashes[which] == expected.hashes).all()
-        assert (ids[firsts - 1] == expected.windows[:, 1]).all()
-        for got, wanted in ((starts, expected.starts), (tokens, expected.tokens), (said, expected.said)):
-            assert (got == wanted).all()
+        words = kernels.packed_windows(found.ids, found.valid, 2, last_hash(0), 0, shift)
+        words = np.sort(words & np.uint64(2**63 - 1) if not bits else words)
+        names, windows = row_kernels.rank_windows(words, shift, ids, 2)
+        starts, tokens, said = row_kernels.count_pairs(np.sort(names), len(windows))
+        rows = TallyRows(
+            level=0,
+            hashes=kernels.window_hashes(windows),
+            windows=windows,
+            starts=starts,
+            tokens=tokens,
+            said=said,
+            expected=np.zeros(0, dtype=np.int64),
+            information=np.zeros(0, dtype=np.int64),
+        )
+        assert not same(rows, expected)
+        assert same(rows._in_order(), expected)
+
+
+def test_adding_up_windows_whose_hashes_begin_alike() -> None:
+    rng = np.random.default_rng(4)
+    parts = [rows_of([rng.integers(10, 16, 500).astype(np.uint32)], window=2) for _ in range(5)]
+    expected = TallyRows.total(parts)
+    hashes, windows, starts, tokens, said, none, _ = _joined(parts)
+    for bits in (0, 1, 3):
+        shift = 64 - bits if bits else 63
+        heads = hashes >> np.uint64(shift) << np.uint64(shift) if bits else np.zeros_like(hashes)
+        words = np.sort(heads | np.arange(len(heads), dtype=np.uint64))
+        names, *ranked, _ = row_kernels.rank_rows(words, shift, hashes, windows, starts, tokens, none, 4, 20)
+        into = (np.zeros(len(tokens) + 1, dtype=np.int64) for _ in range(2))
+        into_starts, into_said, into_tokens = *into, np.zeros(len(tokens), dtype=np.uint32)
+        n = row_kernels.add_up(np.sort(names), 4, 20, said, none, into_starts, into_tokens, into_said, none, 0, 0)
+        assert n == expected.pairs
+        rows = TallyRows(
+            level=0,
+            hashes=ranked[0],
+            windows=ranked[1],
+            starts=into_starts[: len(ranked[0]) + 1],
+            tokens=into_tokens[:n],
+            said=into_said[:n],
+            expected=none,
+            information=none,
+        )
+        assert not same(rows, expected)
+        assert same(rows._in_order(), expected)
+
+
+def test_adding_up_ids_that_no_vocabulary_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that do not fit a word: the range is halved until they do."""
+    rng = np.random.default_rng(5)
+    parts = [rows_of([rng.integers(2**32 - 40, 2**32 - 1, 900, dtype=np.uint32)], window=1) for _ in range(3)]
+    expected = TallyRows.total(parts)
+    monkeypatch.setattr("detect.tally_rows._WORD", 46)
+    assert same(TallyRows.total(parts), expected)
+    counted: Counter[tuple[tuple[int, ...], int]] = Counter()
+    for part in parts:
+        counted.update(counts_of(part))
+    assert counts_of(expected) == counted
 
 
 @settings(max_examples=100, deadline=None)
 @given(parts=st.lists(texts, min_size=3, max_size=3), levels=st.lists(st.integers(0, 4), min_size=3, max_size=3))
 def test_merge_is_associative_commutative_and_a_sum(parts: list[list[np.ndarray]], levels: list[int]) -> None:
     a, b, c = (rows_of(part, window=2, level=level) for part, level in zip(parts, levels, strict=True))
-    merged = a.merged(b).merged(c)
-    assert same(merged, a.merged(b.merged(c)))
-    assert same(merged, c.merged(a).merged(b))
+    merged = TallyRows.total([a, b, c])
+    assert same(merged, TallyRows.total([a, TallyRows.total([b, c])]))
+    assert same(merged, TallyRows.total([TallyRows.total([c, a]), b]))
     total: Counter[tuple[tuple[int, ...], int]] = Counter()
     for part in parts:
         total.update(counts_of(rows_of(part, window=2, level=max(levels))))
@@ -130,7 +176,7 @@ def test_reference_mass_adds_up() -> None:
         return TallyRows.of_tally(tally_of([ids], window=1, reference=reference), reference=True)
 
     parts = [one() for _ in range(3)]
-    merged = reduce(TallyRows.merged, parts)
+    merged = TallyRows.total(parts)
     assert int(merged.expected.sum()) == sum(int(part.expected.sum()) for part in parts) > 0
     assert int(merged.information.sum()) == sum(int(part.information.sum()) for part in parts) > 0
     cut = merged.cut(2)
