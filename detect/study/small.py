@@ -7,7 +7,7 @@ prompts are human text, so that they are clean.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -99,10 +99,20 @@ class SmallLab(Lab):
         model.save(self.folder / f"{which}.pt")
         return {"tokens": sum(map(len, ids)), "losses": model.losses, "seconds": model.seconds, **record}
 
-    def teacher_answers(self, scope: ScopeKeys | None, *, kind: str = "") -> Outputs:
-        """Return one answer to the beginning of each held-out passage, as many as the study wants."""
+    def teacher_answers(
+        self, scope: ScopeKeys | None, *, kind: str = "", accounts: Sequence[str] | None = None
+    ) -> Outputs:
+        """Return one answer to the beginning of each held-out passage, as many as the study wants.
+
+        Args:
+            scope: see `Lab`.
+            kind: see `Lab`.
+            accounts: to whom each is served; without, account lanes are not marked.
+        """
         seed = _SEEDS["unmarked"] if scope is None else int(scope.commitments()[0][:12], 16)
-        return self._answers("teacher", Half.ASKED, self.config.answers, seed=seed, scope=scope, kind=kind)
+        return self._answers(
+            "teacher", Half.ASKED, self.config.answers, seed=seed, scope=scope, kind=kind, accounts=accounts
+        )
 
     def train_student(self, answers: Outputs, *, seed: int, path: Path, base: Path | None = None) -> dict[str, Any]:
         """Fine-tune the base (all its weights) on the answers."""
@@ -189,6 +199,7 @@ class SmallLab(Lab):
         neutralise: Neutralise | None = None,
         kind: str = "",
         tokenizer: Tokenizer | None = None,
+        accounts: Sequence[str] | None = None,
     ) -> Outputs:
         from detect.study.transformer import answer
 
@@ -212,6 +223,7 @@ class SmallLab(Lab):
             seed=seed,
             green_list=None if scope is None else GreenList(scope),
             neutralise=neutralise,
+            accounts=accounts,
         )
 
     def _model(self, model: Path | str) -> Any:

@@ -205,6 +205,7 @@ def answer(
     seed: int,
     green_list: GreenList | None = None,
     neutralise: Callable[[npt.NDArray[np.float32], Ids], None] | None = None,
+    accounts: Sequence[str] | None = None,
     batch: int = 256,
     progress: Callable[[int], None] = lambda answers: None,
 ) -> Outputs:
@@ -219,6 +220,7 @@ def answer(
         seed: from which each batch draws.
         green_list: marks the answers.
         neutralise: changes the logits of a step, (B, V), in place, given the answers so far, (B, t).
+        accounts: to whom each answer is served; without, account lanes are not marked.
         batch: prompts at once.
         progress: called with the number of answers since the last call.
     """
@@ -227,7 +229,8 @@ def answer(
     for number, first in enumerate(range(0, len(prompts), batch)):
         chosen = np.stack(prompts[first : first + batch])
         rng = np.random.default_rng(np.random.SeedSequence([seed, number]))
-        said = _sample(model, chosen, tokens, end, rng, green_list, neutralise)
+        callers = None if accounts is None else accounts[first : first + batch]
+        said = _sample(model, chosen, tokens, end, rng, green_list, neutralise, callers)
         for row in said:
             at = np.flatnonzero(row == end)
             responses.append(np.ascontiguousarray(row[: at[0]] if at.size else row))
@@ -267,7 +270,7 @@ def rewrite(
         for begin in range(0, len(chosen), batch):
             block = chosen[begin : begin + batch]
             contexts = np.stack([np.concatenate([answers.prompts[i], rewritten[i][:first]]) for i in block])
-            said = _sample(model, contexts, span, end, rng, None, _never(end))
+            said = _sample(model, contexts, span, end, rng, None, _never(end), None)
             for i, row in zip(block, said, strict=True):
                 rewritten[i][first : first + span] = row[: len(rewritten[i]) - first]
     return Outputs(prompts=answers.prompts, responses=rewritten, ended=answers.ended, kinds=answers.kinds)
@@ -503,6 +506,7 @@ def _sample(
     rng: np.random.Generator,
     green_list: GreenList | None,
     neutralise: Callable[[npt.NDArray[np.float32], Ids], None] | None,
+    accounts: Sequence[str] | None,
 ) -> Ids:
     """Return (B, tokens) ids; what comes after an `end` is no answer."""
     import torch
@@ -526,7 +530,8 @@ def _sample(
                 if neutralise is not None:
                     neutralise(changed, said[:, :t])
                 if green_list is not None and t >= green_list.window:
-                    green_list.bias(changed, np.array(said[:, t - green_list.window : t]), marked=~over)
+                    windows = np.array(said[:, t - green_list.window : t])
+                    green_list.bias(changed, windows, marked=~over, accounts=accounts)
                 logits = torch.from_numpy(changed).to(device)
             logits -= logits.amax(dim=-1, keepdim=True)
             mass = logits.exp_().to(torch.float64).cumsum(dim=-1)
