@@ -7,7 +7,7 @@ import hashlib
 from watermark.keys import Params, ScopeKeys, Secret, scope_key
 from watermark.tokenizer import Tokenizer
 
-__all__ = ["study_scope"]
+__all__ = ["study_root", "study_scope"]
 
 _LABEL = b"taggant/1/study"
 
@@ -25,5 +25,9 @@ def study_scope(number: int, *, tokenizer: Tokenizer, window: int, delta: float,
         fleet_k=gamma_256,
         account_lanes=0,
     )
-    root = Secret(hashlib.sha256(_LABEL + number.to_bytes(8, "little")).digest())
-    return ScopeKeys(name="study", params=params, delta=delta, key=scope_key(root, "study"))
+    return ScopeKeys(name="study", params=params, delta=delta, key=scope_key(study_root(number), "study"))
+
+
+def study_root(number: int) -> Secret:
+    """Return the root of a study's scope *number*, which is no secret."""
+    return Secret(hashlib.sha256(_LABEL + number.to_bytes(8, "little")).digest())
