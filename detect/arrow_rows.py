@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from detect.parquet_footer import ColumnChunk, column_chunks
 from watermark.errors import InputError, MissingExtraError, UsageError, printable
@@ -74,6 +75,19 @@ class ArrowRows:
             else:
                 name, value = wrong
                 yield f"expected UTF-8 in {printable(name, 40)}, found the byte 0x{value.byte:02x} at byte {value.at}"
+
+    def id_lists(self, column: str) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]] | None:
+        """Return the ids of all rows and where each row's begin, with the end; None if there is more than *column*."""
+        import pyarrow.types as kinds
+
+        batch = self.batch()
+        if batch.schema.names != [column] or batch.column(0).null_count:
+            return None
+        lists = batch.column(0)
+        if not (kinds.is_list(lists.type) or kinds.is_large_list(lists.type)):
+            return None
+        ids = _small_integers(lists.values)
+        return None if ids is None else (ids, lists.offsets.to_numpy().astype(np.int64))
 
     def digests(self) -> list[bytes]:
         """Return a digest of each row: equal where the values that are not null are."""
@@ -218,13 +232,20 @@ def _value(scalar: Any) -> object:
         return _NotText(error.start, error.object[error.start])
 
 
-def _bytes(column: Any) -> Iterator[bytes | None]:
+def _bytes(column: Any) -> Iterator[bytes | memoryview | None]:
     """Yield each value's bytes, or None where it is null."""
     import pyarrow as pa
     import pyarrow.types as kinds
 
     kind = column.type
-    if kinds.is_dictionary(kind):
+    ids = None
+    if (kinds.is_list(kind) or kinds.is_large_list(kind)) and column.null_count == 0:
+        ids = _small_integers(column.values)
+    if ids is not None:
+        data = ids.astype("<u4", copy=False).data.cast("B")
+        for start, end in pairwise((4 * column.offsets.to_numpy().astype(np.int64)).tolist()):
+            yield data[start:end]
+    elif kinds.is_dictionary(kind):
         values = list(_bytes(column.dictionary))
         for i in column.indices.to_pylist():
             yield None if i is None else values[i]
@@ -241,3 +262,15 @@ def _bytes(column: Any) -> Iterator[bytes | None]:
                 yield value.astype("<u4" if small else "<i8").tobytes()
             else:
                 yield repr(value).encode("utf-8", "surrogatepass")
+
+
+def _small_integers(values: Any) -> npt.NDArray[np.uint32] | None:
+    """Return an array of integers as uint32, if none of it is null or too large."""
+    import pyarrow.types as kinds
+
+    if not kinds.is_integer(values.type) or values.null_count:
+        return None
+    found = values.to_numpy()
+    if found.dtype != np.uint32 and found.size and not 0 <= int(found.min()) <= int(found.max()) < 2**32:
+        return None
+    return np.asarray(found.astype(np.uint32, copy=False))

@@ -13,9 +13,12 @@ from detect.records import Accounting, Document, Reader, Text
 from watermark.errors import InputError
 from watermark.tokenizer import Tokenizer
 
-__all__ = ["Corpus", "encode", "read_corpus"]
+__all__ = ["TOO_SHORT", "Corpus", "encode", "read_corpus"]
 
 Ids = npt.NDArray[np.uint32]
+
+#: Why a record is left out that no window fits into.
+TOO_SHORT = "not longer than the window"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +157,7 @@ def encode(
         accounting.exclude("no answer in it")
         return None
     if all(len(ids) <= window for ids, _ in encoded):
-        accounting.exclude("not longer than the window")
+        accounting.exclude(TOO_SHORT)
         return None
     return encoded
 

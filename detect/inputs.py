@@ -22,8 +22,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum, auto
 from glob import glob, has_magic
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
+
+import numpy as np
+import numpy.typing as npt
 
 from detect.arrow_rows import ArrowRows, arrow_rows
 from detect.delimited import header_of
@@ -136,12 +140,21 @@ class Portion:
         if not isinstance(self.cut, ArrowRows):
             yield from self.cut
             return
-        for number, row in enumerate(self.cut.rows(), self.cut.first):
-            name = f"{self.name}:{number}"
+        for name, number, row in zip(self.names(), count(self.cut.first), self.cut.rows(), strict=False):
             if isinstance(row, str):
                 yield RawRecord(name, number, b"", row)
             else:
                 yield RawRecord(name, number, b"", row=row)
+
+    def names(self) -> list[str]:
+        """Return each record's name."""
+        if not isinstance(self.cut, ArrowRows):
+            return [raw.name for raw in self.cut]
+        return [f"{self.name}:{number}" for number in range(self.cut.first, self.cut.first + self.cut.length)]
+
+    def id_lists(self, column: str) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]] | None:
+        """Return the ids of all records and where each one's begin, with the end; None if there is more to them."""
+        return self.cut.id_lists(column) if isinstance(self.cut, ArrowRows) else None
 
     def digests(self) -> list[bytes]:
         """Return each record's digest, 16 bytes; of one with a problem nothing is known, and its digest is empty."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from detect.corpus import encode
+from detect.corpus import TOO_SHORT, encode
 from detect.echo import Echoes
 from detect.inputs import Portion
 from detect.records import Accounting, Fields, LeftOutError, RecordParser
@@ -103,11 +103,17 @@ class Sifter:
         self.policy = policy
         self.fields = fields or Fields()
         self.retokenize = retokenize
+        named = list(asdict(self.fields).values())
+        # A name that stands for two fields is the other's (`RecordParser`).
+        self._ids_alone = self.fields.token_ids if named.count(self.fields.token_ids) == 1 else None
         self._echoes = Echoes(tokenizer)
         self._cache: dict[str, Ids] = {}
 
     def sift(self, portion: Portion, seen: npt.NDArray[np.bool_]) -> Sifted:
         """Return what is to be scored of a portion of whose records *seen* says which were there before."""
+        lists = None if self._ids_alone is None else portion.id_lists(self._ids_alone)
+        if lists is not None and (whole := self._sift_lists(portion, *lists, seen)) is not None:
+            return whole
         accounting = Accounting(read=len(portion))
         found = Sifted(accounting=accounting)
         parser = RecordParser(self.fields, note=accounting.note)
@@ -141,6 +147,30 @@ class Sifter:
                 found.document.append(len(found.sources))
             found.sources.append(document.source)
         return found
+
+    def _sift_lists(
+        self, portion: Portion, ids: Ids, starts: npt.NDArray[np.int64], seen: npt.NDArray[np.bool_]
+    ) -> Sifted | None:
+        """Return the same of records that are nothing but ids, all at once; None: one of them is wrong."""
+        if len(ids) and int(ids.max()) >= self.tokenizer.vocabulary_size:
+            return None
+        short = np.diff(starts) <= self.window
+        scored = np.flatnonzero(~short & ~seen).tolist()
+        accounting = Accounting(read=len(portion), scored=len(scored))
+        accounting.exclude(TOO_SHORT, int(short.sum()))
+        accounting.exclude(DUPLICATE, int((seen & ~short).sum()))
+        places = starts.tolist()
+        names = portion.names()
+        return Sifted(
+            accounting=accounting,
+            responses=[ids[places[i] : places[i + 1]] for i in scored],
+            prompts=[[] for _ in scored],
+            echoes=[None for _ in scored],
+            document=list(range(len(scored))),
+            sources=[names[i] for i in scored],
+            without_prompt=len(scored),
+            from_ids=len(scored),
+        )
 
     def positions(self, found: Sifted) -> Positions:
         """Return which positions of the texts are in."""

@@ -129,9 +129,10 @@ class Accounting:
         self.scored += 1
         self._at_most_read()
 
-    def exclude(self, reason: str) -> None:
-        """Count one record as left out for *reason*."""
-        self.excluded[reason] = self.excluded.get(reason, 0) + 1
+    def exclude(self, reason: str, count: int = 1) -> None:
+        """Count one record, or *count*, as left out for *reason*."""
+        if count:
+            self.excluded[reason] = self.excluded.get(reason, 0) + count
         self._at_most_read()
 
     def refuse(self, problem: str) -> None:

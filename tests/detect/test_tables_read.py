@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from hypothesis import strategies as st
 from detect import arrow_rows, inputs
 from detect.inputs import Portion
 from detect.parquet_footer import column_chunks
+from detect.portions import Sifter
 from detect.records import Document, Reader
 from watermark.errors import InputError, MissingExtraError, UsageError
+from watermark.tokenizer import load
 
 RECORDS: list[dict[str, Any]] = [
     {"prompt": "Why?", "response": "Because."},
@@ -332,3 +335,40 @@ def test_footer_is_what_pyarrow_says(tmp_path: Path) -> None:
             assert [(c.column, c.values, c.unpacked) for c in chunks] == [
                 (c.path_in_schema.split(".")[0], c.num_values, c.total_uncompressed_size) for c in columns
             ]
+
+
+@given(
+    rows=st.lists(st.lists(st.integers(0, 60), max_size=6), max_size=12),
+    kind=st.sampled_from(["uint32", "int64", "uint16"]),
+    window=st.integers(1, 3),
+    seen=st.randoms(use_true_random=False),
+)
+@settings(max_examples=60, deadline=None)
+def test_lists_of_ids_are_sifted_at_once_as_one_by_one(
+    rows: list[list[int]], kind: str, window: int, seen: random.Random
+) -> None:
+    """And with an id that the vocabulary has not, one by one."""
+    smollm2 = load("smollm2")
+    sifter = Sifter(smollm2, window=window, special_ids=smollm2.special_ids)
+    table = pa.table({"token_ids": pa.array(rows, type=pa.list_(pa.type_for_alias(kind)))})
+    stream = io.BytesIO()
+    pq.write_table(table, stream)
+    stream.seek(0)
+    for cut in arrow_rows.arrow_rows(stream, columns=["token_ids"], size=200):
+        portion = Portion("a.parquet", cut)
+        before = np.array([seen.random() < 0.3 for _ in range(len(portion))])
+        found = sifter.sift(portion, before)
+        sifter._ids_alone = None
+        wanted = sifter.sift(portion, before)
+        sifter._ids_alone = "token_ids"
+        assert found.accounting == wanted.accounting
+        for name in ("prompts", "echoes", "document", "sources", "without_prompt", "from_ids", "fingerprints"):
+            assert getattr(found, name) == getattr(wanted, name)
+        assert [ids.tolist() for ids in found.responses] == [ids.tolist() for ids in wanted.responses]
+        assert all(ids.dtype == np.uint32 for ids in found.responses)
+    over = pa.table({"token_ids": [[1, 2, 3, 4], [smollm2.vocabulary_size, 1, 2, 3, 4]]})
+    stream = io.BytesIO()
+    pq.write_table(over, stream)
+    stream.seek(0)
+    portion = Portion("b.parquet", next(arrow_rows.arrow_rows(stream, columns=["token_ids"], size=200)))
+    assert sifter.sift(portion, np.zeros(2, dtype=np.bool_)).accounting.malformed == 1

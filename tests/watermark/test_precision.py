@@ -7,19 +7,19 @@ import pytest
 
 @pytest.mark.models
 @pytest.mark.parametrize(
-    ("device", "capability", "name"),
+    ("device", "has", "name"),
     [
-        ("cpu", "AVX2", "float32"),
-        ("cpu", "DEFAULT", "float32"),
-        ("cpu", "AVX512", "bfloat16"),
-        ("cuda", "AVX2", "bfloat16"),
+        ("cpu", "", "float32"),
+        ("cpu", "_is_avx512_bf16_supported", "bfloat16"),
+        ("cpu", "_is_amx_tile_supported", "bfloat16"),
+        ("cuda", "", "bfloat16"),
     ],
 )
-def test_bfloat16_where_it_is_not_emulated(
-    monkeypatch: pytest.MonkeyPatch, device: str, capability: str, name: str
-) -> None:
+def test_bfloat16_where_it_is_not_emulated(monkeypatch: pytest.MonkeyPatch, device: str, has: str, name: str) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    from watermark.precision import fast_dtype
+    from watermark import precision
 
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert fast_dtype(device) is getattr(torch, name)
+    for told in precision._BFLOAT16:
+        assert hasattr(torch.cpu, told)
+        monkeypatch.setattr(torch.cpu, told, lambda told=told: told == has)
+    assert precision.fast_dtype(device) is getattr(torch, name)
