@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from detect.bounded_tally import BoundedTally
 from detect.duplicates import Duplicates
-from detect.portions import Sifter
+from detect.portions import Flags, Sifter, flags_of
 from detect.records import Reader
 from detect.tally_build import Build, Tallier, kind_of, of_inputs
 from detect.tally_file import TallyFile, read_tally, write_tally
@@ -70,8 +69,9 @@ def build_tally_on_daft(
         records = [digests[number][i : i + 16] for i in range(0, len(digests[number]), 16)]
         reader.took(number, len(records))
         known = [b"" if digest == _UNKNOWN else digest for digest in records]
-        before = np.zeros(len(known), dtype=np.bool_) if build.keep_duplicates else duplicates.add(known)
-        seen.append(before.tobytes())
+        none = np.zeros(len(known), dtype=np.bool_)
+        before = none if build.keep_duplicates else duplicates.add(known)
+        seen.append(flags_of(before, none if build.near is None else build.near.holds(known)).tobytes())
     tallied = daft.func(_Tallying(sifter, build), return_dtype=binary, use_process=False)
     frame = daft.from_pydict({"number": list(range(len(names))), "name": names, "seen": seen})
     frame = _spread(frame, ray, len(names))
@@ -126,11 +126,11 @@ class _Tallying:
 
     def __call__(self, name: str, seen: bytes) -> bytes:
         try:
-            return _GOOD + self._tally(name, np.frombuffer(seen, dtype=np.bool_))
+            return _GOOD + self._tally(name, np.frombuffer(seen, dtype=np.uint8))
         except TaggantError as error:
             return _BAD + str(error).encode()
 
-    def _tally(self, name: str, seen: npt.NDArray[np.bool_]) -> bytes:
+    def _tally(self, name: str, seen: Flags) -> bytes:
         kind = about = kind_of(self._sifter, self._build)
         tally = BoundedTally(window=self._sifter.window, capacity=self._build.capacity)
         tallier = Tallier(self._sifter)

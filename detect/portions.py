@@ -25,13 +25,21 @@ from detect.tally import Positions, PromptPolicy, positions_of
 from watermark.errors import InputError, TaggantError, UsageError
 from watermark.tokenizer import Tokenizer
 
-__all__ = ["DUPLICATE", "Sifted", "Sifter", "in_order"]
+__all__ = ["DUPLICATE", "NEAR_DUPLICATE", "Flags", "Sifted", "Sifter", "flags_of", "in_order"]
 
 Ids = npt.NDArray[np.uint32]
+
+#: For each record of a portion, why it is left out: 0 for no reason, else which of `_REASONS`.
+Flags = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
 #: Why a record is left out that was there before.
 DUPLICATE = "duplicate"
+
+#: Why a record is left out that says nearly what another says.
+NEAR_DUPLICATE = "near-duplicate"
+
+_REASONS = ("", DUPLICATE, NEAR_DUPLICATE)
 
 #: Prompts whose ids are held: in a conversation each message is the prompt of all later ones.
 _MOST_PROMPTS = 4096
@@ -48,6 +56,8 @@ class Sifted:
     """None: no prompt is recorded."""
     document: list[int] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
+    record: list[int] = field(default_factory=list)
+    """Which record of the portion each document is."""
     without_prompt: int = 0
     from_ids: int = 0
     fingerprints: set[str] = field(default_factory=set)
@@ -106,16 +116,16 @@ class Sifter:
         self._echoes = Echoes(tokenizer)
         self._cache: dict[str, Ids] = {}
 
-    def sift(self, portion: Portion, seen: npt.NDArray[np.bool_]) -> Sifted:
-        """Return what is to be scored of a portion of whose records *seen* says which were there before."""
+    def sift(self, portion: Portion, seen: Flags) -> Sifted:
+        """Return what is to be scored of a portion of whose records *seen* says which are left out."""
         accounting = Accounting(read=len(portion))
         found = Sifted(accounting=accounting)
         parser = RecordParser(self.fields, note=accounting.note)
-        for raw, twice in zip(portion.records(), seen.tolist(), strict=True):
+        for number, (raw, reason) in enumerate(zip(portion.records(), seen.tolist(), strict=True)):
             try:
                 document = parser.document(raw)
-            except LeftOutError as reason:
-                accounting.exclude(str(reason))
+            except LeftOutError as left_out:
+                accounting.exclude(str(left_out))
                 continue
             except InputError as error:
                 accounting.refuse(f"{raw.name}: {error}")
@@ -123,8 +133,8 @@ class Sifter:
             encoded = encode(document, self.tokenizer, accounting, window=self.window, retokenize=self.retokenize)
             if encoded is None:
                 continue
-            if twice:
-                accounting.exclude(DUPLICATE)
+            if reason:
+                accounting.exclude(_REASONS[reason])
                 continue
             accounting.score()
             if document.fingerprint is not None:
@@ -140,6 +150,7 @@ class Sifter:
                 found.echoes.append(self._echoes.find(ids, self._echoes.passages(earlier)) if earlier else None)
                 found.document.append(len(found.sources))
             found.sources.append(document.source)
+            found.record.append(number)
         return found
 
     def positions(self, found: Sifted) -> Positions:
@@ -168,6 +179,11 @@ class Sifter:
                 self._cache.clear()
             ids = self._cache[text] = self.tokenizer.encode(text)
         return ids
+
+
+def flags_of(twice: npt.NDArray[np.bool_], near: npt.NDArray[np.bool_]) -> Flags:
+    """Return the flags of records that were there before or are near-duplicates; of one that is both, the former."""
+    return np.where(twice, np.uint8(1), np.where(near, np.uint8(2), np.uint8(0)))
 
 
 def in_order(tasks: Iterable[tuple[Any, ...]], function: Callable[..., T], *, workers: int) -> Iterator[T]:
