@@ -1915,13 +1915,21 @@ def tally_build(
         workers=_workers(workers, inputs),
         every=checkpoint_seconds,
     )
-    build = replace(build, near=_near(inputs, sifter, near_duplicates, out, build, max_malformed))
     if daft or ray is not None:
         from detect.daft_plan import build_tally_on_daft
 
-        built = build_tally_on_daft(inputs, sifter, out=out, build=build, max_malformed=max_malformed, ray=ray)
+        built = build_tally_on_daft(
+            inputs,
+            sifter,
+            out=out,
+            build=build,
+            near_duplicates=near_duplicates,
+            max_malformed=max_malformed,
+            ray=ray,
+        )
         _show_tally(built, json=json)
         return
+    build = replace(build, near=_near(inputs, sifter, near_duplicates, out, build, max_malformed))
     with reading(_bytes_of(inputs)) as progress:
         built = build_tally(
             inputs, sifter, out=out, build=build, max_malformed=max_malformed, progress=progress, resumed=_resumed
