@@ -85,19 +85,28 @@ def signatures(texts: Sequence[Ids], document: Sequence[int], *, documents: int)
     """Return the signature of each document: uint8 (documents, 128).
 
     Args:
-        texts: ids of each text; those of one document stand together, in the order of the documents.
+        texts: ids of each text.
         document: to which document each belongs.
         documents: how many there are.
     """
-    hashes, owners = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
-    for ids, owner in zip(texts, document, strict=True):
-        if len(ids):
-            size = min(SHINGLE, len(ids))
-            shingles = np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(ids, size))
-            hashes.append(window_hashes(shingles))
-            owners.append(np.full(len(shingles), owner, dtype=np.int64))
-    starts = np.searchsorted(np.concatenate(owners), np.arange(documents + 1))
-    return _minima(np.concatenate(hashes), starts, _A, _B)
+    lengths = np.array([len(ids) for ids in texts], dtype=np.int64)
+    ends = np.cumsum(lengths)
+    first, last = ends - lengths, ends - (SHINGLE - 1)
+    ids = np.concatenate([np.zeros(0, dtype=np.uint32), *texts])
+    # All runs of 5 at once, those that reach from one text into the next among them, which nothing refers to.
+    hashes = [_hashes(ids, SHINGLE)]
+    count = len(hashes[0])
+    for i in np.flatnonzero((lengths > 0) & (lengths < SHINGLE)):
+        hashes.append(_hashes(texts[int(i)], int(lengths[i])))
+        first[i], last[i], count = count, count + 1, count + 1
+    return _minima(np.concatenate(hashes), first, last, np.array(document, dtype=np.int64), documents, _A, _B)
+
+
+def _hashes(ids: Ids, size: int) -> Words:
+    """Return the key-free hash of each run of *size* ids."""
+    if len(ids) < size:
+        return np.zeros(0, dtype=np.uint64)
+    return window_hashes(np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(ids, size)))
 
 
 def matches_needed(threshold: float) -> int:
@@ -157,24 +166,46 @@ def _rows_of_a_band(threshold: float) -> int:
 
 
 @kernel
-def _minima(hashes: Words, starts: npt.NDArray[np.int64], a: Ids, b: Ids) -> Bytes:
-    """Return a byte of the first shingle under each permutation: hashes (n,), starts (m + 1,) to (m, 128)."""
-    m, count = starts.shape[0] - 1, a.shape[0]
-    out = np.empty((m, count), np.uint8)
-    least = np.empty(count, np.uint32)
-    for document in range(m):
-        least[:] = np.uint32(0xFFFFFFFF)
-        for j in range(starts[document], starts[document + 1]):
+def _minima(
+    hashes: Words,
+    first: npt.NDArray[np.int64],
+    last: npt.NDArray[np.int64],
+    document: npt.NDArray[np.int64],
+    documents: int,
+    a: Ids,
+    b: Ids,
+) -> Bytes:
+    """Return a byte of the first shingle of each document under each permutation.
+
+    Args:
+        hashes: of shingles, (n,).
+        first: where the shingles of each text begin, (t,).
+        last: and end.
+        document: of each text, (t,).
+        documents: m, how many there are.
+        a: (128,), odd.
+        b: (128,).
+
+    Returns:
+        (m, 128).
+    """
+    count = a.shape[0]
+    least = np.full((documents, count), np.uint32(0xFFFFFFFF), np.uint32)
+    out = np.empty((documents, count), np.uint8)
+    for text in range(first.shape[0]):
+        row = least[document[text]]
+        for j in range(first[text], last[text]):
             x = np.uint32(hashes[j])
             for i in range(count):
                 value = np.uint32(a[i] * x + b[i])
-                least[i] = min(least[i], value)
+                row[i] = min(row[i], value)
+    for m in range(documents):
         for i in range(count):
             # The finisher of MurmurHash3, so that the byte depends on all of the smallest value.
-            z = least[i]
+            z = least[m, i]
             z = np.uint32((z ^ (z >> np.uint32(16))) * np.uint32(0x85EBCA6B))
             z = np.uint32((z ^ (z >> np.uint32(13))) * np.uint32(0xC2B2AE35))
-            out[document, i] = np.uint8((z ^ (z >> np.uint32(16))) >> np.uint32(24))
+            out[m, i] = np.uint8((z ^ (z >> np.uint32(16))) >> np.uint32(24))
     return out
 
 

@@ -209,7 +209,7 @@ def find_near_duplicates(
     if state is None:
         # Signatures without a state are of a run that wrote down nothing.
         state = _State(count=0, place=Place.beginning(), tokens=0, accounting=Accounting(), records=None)
-    else:
+    elif state.records is None:
         resumed(state.accounting.read)
     kept = Signatures(folder, count=state.count)
     if state.records is None:

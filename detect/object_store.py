@@ -29,7 +29,7 @@ __all__ = ["SCHEME", "find_objects", "is_object", "open_object"]
 
 SCHEME = "s3://"
 
-#: Bytes asked for at a time: a request takes some 20 ms, whatever it asks for.
+#: Bytes asked for at a time: each request is waited for.
 _BUFFER = 2**23
 
 _ERROR = re.compile(r"AWS Error ([A-Z_]+)")

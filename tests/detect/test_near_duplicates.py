@@ -18,7 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import cli
 from detect import near_search
+from detect.binomial import log10_tail
 from detect.corpus_scan import scan_corpus
 from detect.duplicates import Duplicates
 from detect.mark import GreenListMark
@@ -36,6 +38,7 @@ from detect.portions import Sifter
 from detect.records import Reader
 from detect.tally_build import Build, build_tally
 from detect.tally_file import read_tally
+from watermark import kernels
 from watermark.errors import InputError, UsageError
 from watermark.keys import Params, ScopeKeys, Secret
 from watermark.tokenizer import Tokenizer, load
@@ -196,6 +199,19 @@ def test_short_texts_and_conversations() -> None:
     assert to_leave_out(np.zeros((0, 16), np.uint8), signed[:0], threshold=0.8).shape == (0, 2)
     with pytest.raises(UsageError, match="expected a similarity"):
         to_leave_out(np.zeros((5, 16), np.uint8), signed, threshold=0.4)
+
+
+def test_signatures_are_those_of_the_sets_of_shingles() -> None:
+    """Whoever shares the call, and however the texts of a document are cut, its signature is of its shingles."""
+    documents = [*documents_of(60, 15), np.zeros(0, dtype=np.uint32)]
+    together = signatures(documents, list(range(61)), documents=61)
+    for number, ids in enumerate(documents):
+        assert (signatures([ids], [0], documents=1) == together[number]).all()
+        # Every shingle as a text of its own, and some of them twice.
+        runs = [np.array(run, dtype=np.uint32) for run in shingles(ids)] if len(ids) else []
+        runs += runs[:3]
+        assert (signatures(runs, [0] * len(runs), documents=1) == together[number]).all()
+    assert signatures([], [], documents=0).shape == (0, PERMUTATIONS)
 
 
 def test_digests_are_looked_up_and_not_taken_up() -> None:
@@ -429,6 +445,56 @@ def test_a_tally_s_checkpoint_is_of_what_was_left_out(tmp_path: Path, sifter: Si
         build_tally([path], sifter, out=out, build=Build(portion=2000, near=other))
     numbered = NumberedPortions(Reader([path]), size=500, keep_duplicates=False, start=Place.beginning(), near=near)
     assert sum(int((flags == 2).sum()) for _, flags in numbered) == len(near.left_out)
+
+
+def test_p_is_uniform_where_near_duplicates_are_left_out(tmp_path: Path, sifter: Sifter) -> None:
+    """What is left out is chosen without a key: under random keys z keeps its spread on text that repeats itself."""
+    rng = np.random.default_rng(16)
+    stock = [rng.integers(20, 49_000, 25).tolist() for _ in range(200)]
+    documents = [[i for s in rng.zipf(1.3, 20) % 200 for i in stock[s]] for _ in range(60)]
+    copies = [[*documents[n % 60][:-3], *rng.integers(20, 49_000, 3).tolist()] for n in range(200)]
+    path = write_lines(tmp_path / "a.jsonl", [{"token_ids": ids} for ids in documents + copies])
+    near = find_near_duplicates([path], sifter, threshold=0.8, out=tmp_path / "x", portion=10**5)
+    assert len(near.left_out) >= 190
+    rows = build_tally([path], sifter, out=tmp_path / "x", build=Build(near=near)).rows
+    tally, keys = rows.to_tally(left_out_prompt=0), 1000
+    words = rng.integers(0, 2**64, (keys, 1, 2), dtype=np.uint64).repeat(64, axis=1)
+    green = kernels.green_sums(
+        words,
+        rows.windows,
+        tally.lanes,
+        np.full(64, 64 << 56, dtype=np.uint64),
+        tally.pair_window,
+        tally.tokens,
+        np.ones((rows.pairs, 1), dtype=np.int64),
+    )[:, 0]
+    z = (green - rows.pairs / 4) / np.sqrt(rows.pairs * 3 / 16)
+    assert abs(z.mean()) < 4 / np.sqrt(keys)
+    assert abs(z.std() - 1) < 4 / np.sqrt(2 * keys)
+    for level in (0.1, 0.01):
+        rate = np.mean([log10_tail(int(g), pairs=rows.pairs, k=64) <= np.log10(level) for g in green])
+        assert rate <= level + 3.5 * np.sqrt(level / keys)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_lines(tmp_path / "a.jsonl", records_of(60, 17)[:-1])
+
+    def run(*options: str) -> tuple[object, str, str]:
+        arguments = ["tally", "build", str(path), "--out", str(tmp_path / "x"), "--near-duplicates", "0.8", *options]
+        monkeypatch.setattr(sys, "argv", ["taggant", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return left.value.code, *capsys.readouterr()
+
+    code, out, _ = run("--json")
+    assert code == 0
+    told = json.loads(out)
+    assert told["duplicates"] == "near-duplicates of 0.8 left out"
+    assert told["accounting"]["excluded"]["near-duplicate"] > 3
+    assert not near_of(tmp_path / "x").exists()
+    code, _, error = run("--keep-duplicates")
+    assert code == 2
+    assert "--near-duplicates leaves identical records out too" in error
 
 
 def killed_run(tmp_path: Path, out: Path, inputs: list[Path]) -> int:
