@@ -32,6 +32,9 @@ SCHEME = "s3://"
 #: Bytes asked for at a time: each request is waited for.
 _BUFFER = 2**23
 
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+#: Names between slashes; no NUL, and no bytes of a command line that are no UTF-8.
+_KEY = re.compile(r"|[^/\0\ud800-\udfff]+(/[^/\0\ud800-\udfff]+)*")
 _ERROR = re.compile(r"AWS Error ([A-Z_]+)")
 _HINTS = {
     "ACCESS_DENIED": ": are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role set, and may it be read?",
@@ -133,9 +136,12 @@ def _parts(url: str) -> tuple[str, str]:
             "an address s3://BUCKET/KEY has no credentials or options in it: they come from the environment "
             "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
         )
-    if not bucket or has_magic(bucket) or ":" in bucket:
+    if not _BUCKET.fullmatch(bucket):
         raise UsageError(f"{printable(url, 4096)}: expected s3://BUCKET/KEY, with the bucket's name written out")
-    return bucket, key.rstrip("/")
+    key = key.removesuffix("/")
+    if not _KEY.fullmatch(key):
+        raise UsageError(f"{printable(url, 4096)}: a key with an empty name between two / or no text in it is not read")
+    return bucket, key
 
 
 @lru_cache(maxsize=64)

@@ -107,8 +107,11 @@ def test_what_is_not_found(store: Path) -> None:
     }.items():
         with pytest.raises(InputError, match=problem):
             find_inputs([given], lambda what, count: None)
-    for given in ("s3://", "s3:///key", "s3://buc*/key", "s3://bucket:9000/key"):
+    for given in ("s3://", "s3:///key", "s3://buc*/key", "s3://bucket:9000/key", "s3://bu ck/key"):
         with pytest.raises(UsageError, match="with the bucket's name written out"):
+            find_inputs([given], lambda what, count: None)
+    for given in ("s3://bucket//key", "s3://bucket/a//b", "s3://bucket/\0", "s3://bucket/\udc80"):
+        with pytest.raises(UsageError, match="a key with an empty name"):
             find_inputs([given], lambda what, count: None)
     (file,) = find_inputs(["s3://bucket/answers/1.jsonl"], lambda what, count: None)
     with pytest.raises(OSError, match="no such object"):
