@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from detect.corpus import Corpus
     from detect.e_process import SequentialResult
     from detect.mark import Mark
+    from detect.near_duplicates import NearDuplicates
+    from detect.portions import Sifter
     from detect.records import Document, Fields
     from detect.reference import Reference
     from detect.reference_choice import ChosenReference, ReferenceChoice
     from detect.supervised import SupervisedTest
+    from detect.tally_build import Build
     from detect.tally_file import TallyFile
     from detect.weighting import Weighting
     from watermark.tokenizer import Tokenizer
@@ -1837,6 +1840,15 @@ WorkersOption = Annotated[
 KeepDuplicatesOption = Annotated[
     bool, typer.Option("--keep-duplicates", help="Count identical records as often as they are there.")
 ]
+NearDuplicatesOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.5,
+        max=1.0,
+        metavar="SIMILARITY",
+        help="Leave out documents as similar as this to another (0.5 to 1: Jaccard of 5-id runs); reads twice.",
+    ),
+]
 TallyPrompts = Annotated[
     Prompts,
     typer.Option(help="Windows left out for standing in a prompt: those of the record's own, or none (clean)."),
@@ -1860,6 +1872,7 @@ def tally_build(
     ] = 2**24,
     prompts: TallyPrompts = Prompts.own,
     keep_duplicates: KeepDuplicatesOption = False,
+    near_duplicates: NearDuplicatesOption = None,
     workers: WorkersOption = 0,
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints at least.")] = 60.0,
     daft: Annotated[bool, typer.Option("--daft", help="Let Daft's engine schedule the files (extra daft).")] = False,
@@ -1876,6 +1889,8 @@ def tally_build(
     json: JsonOption = False,
 ) -> None:
     """Tally the distinct pairs of any amount of text. No key is needed, and none is in the file (extra corpora)."""
+    from dataclasses import replace
+
     from detect.portions import Sifter
     from detect.records import Fields
     from detect.tally import PromptPolicy
@@ -1903,9 +1918,18 @@ def tally_build(
     if daft or ray is not None:
         from detect.daft_plan import build_tally_on_daft
 
-        built = build_tally_on_daft(inputs, sifter, out=out, build=build, max_malformed=max_malformed, ray=ray)
+        built = build_tally_on_daft(
+            inputs,
+            sifter,
+            out=out,
+            build=build,
+            near_duplicates=near_duplicates,
+            max_malformed=max_malformed,
+            ray=ray,
+        )
         _show_tally(built, json=json)
         return
+    build = replace(build, near=_near(inputs, sifter, near_duplicates, out, build, max_malformed))
     with reading(_bytes_of(inputs)) as progress:
         built = build_tally(
             inputs, sifter, out=out, build=build, max_malformed=max_malformed, progress=progress, resumed=_resumed
@@ -1984,6 +2008,7 @@ def detect_corpus(
         float, typer.Option(callback=_probability, help="Share of the findings that may be false, as expected.")
     ] = 0.01,
     keep_duplicates: KeepDuplicatesOption = False,
+    near_duplicates: NearDuplicatesOption = None,
     workers: WorkersOption = 0,
     max_malformed: MaxMalformedOption = 0,
     retokenize: RetokenizeOption = False,
@@ -1995,11 +2020,12 @@ def detect_corpus(
     json: JsonOption = False,
 ) -> None:
     """Tell which of millions of documents are marked, by Benjamini and Hochberg (extra corpora)."""
-    from detect.corpus_scan import scan_corpus
+    from detect.corpus_scan import PORTION, scan_corpus
     from detect.corpus_tables import scan_json, scan_tables, warnings_of_tally
     from detect.portions import Sifter
     from detect.records import Fields
     from detect.tally import PromptPolicy
+    from detect.tally_build import Build
     from detect.terminal import reading, show
     from watermark.errors import UsageError
 
@@ -2017,6 +2043,9 @@ def detect_corpus(
         ),
         retokenize=retokenize,
     )
+    processes = _workers(workers, inputs)
+    scanned = Build(keep_duplicates=keep_duplicates, workers=processes, portion=PORTION)
+    near = _near(inputs, sifter, near_duplicates, out, scanned, max_malformed)
     with reading(_bytes_of(inputs)) as progress:
         scan = scan_corpus(
             inputs,
@@ -2025,7 +2054,8 @@ def detect_corpus(
             out=out,
             level=level,
             keep_duplicates=keep_duplicates,
-            workers=_workers(workers, inputs),
+            near=near,
+            workers=processes,
             load=_loading(keyring, mark, key.name),
             max_malformed=max_malformed,
             progress=progress,
@@ -2036,6 +2066,38 @@ def detect_corpus(
         _print_json(scan_json(scan, warned, out=str(out)))
     else:
         show(scan_tables(scan, warned))
+
+
+def _near(
+    inputs: list[str],
+    sifter: Sifter,
+    similarity: float | None,
+    out: Path,
+    build: Build,
+    max_malformed: int,
+) -> NearDuplicates | None:
+    """Look for near-duplicates in a pass of its own, if that is wanted."""
+    from detect.near_search import find_near_duplicates
+    from detect.terminal import reading
+    from watermark.errors import UsageError
+
+    if similarity is None:
+        return None
+    if build.keep_duplicates:
+        raise UsageError("--near-duplicates leaves identical records out too: not with --keep-duplicates")
+    with reading(_bytes_of(inputs), "near-duplicates: ") as progress:
+        return find_near_duplicates(
+            inputs,
+            sifter,
+            threshold=similarity,
+            out=out,
+            workers=build.workers,
+            portion=build.portion,
+            every=build.every,
+            max_malformed=max_malformed,
+            progress=progress,
+            resumed=_resumed,
+        )
 
 
 def _loading(keyrings: list[Path] | None, others: list[str] | None, name: str) -> Callable[[], Mark]:

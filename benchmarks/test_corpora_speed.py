@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from detect.near_duplicates import signatures, to_leave_out
 from detect.portions import Sifter
 from detect.tally_build import Build, build_tally
 from watermark.tokenizer import Tokenizer
@@ -57,3 +58,18 @@ def test_text_in_json_lines(
         run(benchmark, lambda: [smollm2.encode(piece) for piece in pieces], tokens)
     else:
         run(benchmark, lambda: build_tally([path], sifter, out=tmp_path / "x"), tokens)
+
+
+@pytest.mark.parametrize("what", ["signatures", "groups"])
+def test_near_duplicates(benchmark: Any, what: str) -> None:
+    """Signatures of 2,000 documents of 1,000 ids; groups among 500,000 documents, a fifth of them copies."""
+    rng = np.random.default_rng(0)
+    benchmark.group = f"near-duplicates: {what}, tokens are documents"
+    if what == "signatures":
+        documents = [rng.integers(20, 49_000, 1000).astype(np.uint32) for _ in range(2000)]
+        run(benchmark, lambda: signatures(documents, range(2000), documents=2000), 2000)
+        return
+    digests = rng.integers(0, 256, (500_000, 16)).astype(np.uint8)
+    signed = rng.integers(0, 256, (500_000, 128)).astype(np.uint8)
+    signed[400_000:] = signed[:100_000]
+    run(benchmark, lambda: to_leave_out(digests, signed, threshold=0.8), 500_000)

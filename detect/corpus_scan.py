@@ -28,8 +28,10 @@ from detect.false_discovery import benjamini_hochberg, benjamini_yekutieli
 from detect.inputs import Portion
 from detect.mark import GreenListMark, Mark
 from detect.marked_text import document_sums, document_tail
+from detect.near_duplicates import NearDuplicates
+from detect.near_search import remove_near
 from detect.place import NumberedPortions, Place
-from detect.portions import Sifted, Sifter, in_order
+from detect.portions import Flags, Sifted, Sifter, in_order
 from detect.records import Accounting, Reader
 from detect.strict_json import parse_object
 from detect.tally import tally_of
@@ -139,7 +141,7 @@ class _Tester:
         if self._mark.public_id != state["id"]:
             raise UsageError("the key file was changed while it was used: begin anew")
 
-    def __call__(self, portion: Portion, seen: npt.NDArray[np.bool_]) -> _Tested:
+    def __call__(self, portion: Portion, seen: Flags) -> _Tested:
         found = self._sifter.sift(portion, seen)
         sums = _Sums(
             accounting=found.accounting,
@@ -184,6 +186,7 @@ def scan_corpus(
     out: Path,
     level: float = 0.01,
     keep_duplicates: bool = False,
+    near: NearDuplicates | None = None,
     workers: int = 1,
     load: Callable[[], Mark] | None = None,
     portion: int = PORTION,
@@ -208,6 +211,7 @@ def scan_corpus(
         out: `.parquet`, `.jsonl` or `.csv`.
         level: bound on the expected share of false findings among the findings.
         keep_duplicates: whether identical records are tested as often as they are there.
+        near: what is left out besides, found in the same inputs by `find_near_duplicates`.
         workers: processes.
         load: reads the key anew in each of several processes, since a key is not sent to them.
         portion: bytes of records that a worker takes at a time.
@@ -229,6 +233,8 @@ def scan_corpus(
         raise UsageError(f"level: expected a probability between 0 and 1, got {level}")
     if not mark.exact:
         raise UsageError(f"{mark.name}: this mark's hash is too weak for a p-value of each document")
+    if near is not None and keep_duplicates:
+        raise UsageError("near-duplicates are left out where identical records are: not with --keep-duplicates")
     if workers > 1 and load is None:
         raise UsageError("several workers need a way to load the key: give load, or one worker")
     reader = Reader(inputs, fields=sifter.fields, max_malformed=max_malformed, stdin=stdin)
@@ -242,12 +248,13 @@ def scan_corpus(
         "retokenize": sifter.retokenize,
         "keep_duplicates": keep_duplicates,
         "portion": portion,
+        **({} if near is None else {"near_duplicates": near.digest()}),
     }
     parts = _Parts(parts_of(out), options)
     sums, place = parts.begin(lasting=reader.bytes_total is not None)
     if place.portions:
         resumed(sums.accounting.read)
-    numbered = NumberedPortions(reader, size=portion, keep_duplicates=keep_duplicates, start=place)
+    numbered = NumberedPortions(reader, size=portion, keep_duplicates=keep_duplicates, start=place, near=near)
     held: list[_Tested] = []
     number = place.portions
     for tested in in_order(numbered, _Tester(sifter, mark, load), workers=workers):
@@ -262,7 +269,10 @@ def scan_corpus(
         parts.write(held, sums, numbered.place(number))
     reader.accounting.add(sums.accounting)
     reader.finish()
-    return _finish(parts, out, mark, sifter, sums, level, reader.digests)
+    scan = _finish(parts, out, mark, sifter, sums, level, reader.digests)
+    if near is not None:
+        remove_near(out)
+    return scan
 
 
 def _finish(

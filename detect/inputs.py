@@ -1,4 +1,4 @@
-"""Files, folders, patterns and standard input, cut into the bytes or the rows of records (DESIGN 6).
+"""Files, folders, patterns, objects and standard input, cut into the bytes or the rows of records (DESIGN 6).
 
 Every input comes as raw records, each with its place; gzip and zstd are undone on the way, in constant memory.
 
@@ -31,6 +31,7 @@ import numpy.typing as npt
 
 from detect.arrow_rows import ArrowRows, arrow_rows
 from detect.delimited import header_of
+from detect.object_store import find_objects, is_object, open_object
 from detect.strict_json import UTF16_MARKS
 from watermark.errors import InputError, MissingExtraError, UsageError, printable
 
@@ -44,8 +45,11 @@ __all__ = [
     "RawRecord",
     "Source",
     "find_inputs",
+    "in_portions",
+    "line_records",
     "opened",
     "shown_path",
+    "stream_of",
 ]
 
 #: Bytes of one line. A longer one is malformed, and is passed over without being held.
@@ -68,6 +72,7 @@ _MAX_WINDOW = 2**27
 LINES = (".jsonl", ".ndjson")
 TEXTS = (".txt", ".md", ".py")
 TABLES = (".parquet", ".csv", ".tsv")
+_READ = LINES + TEXTS + TABLES
 _PACKED = (".gz", ".zst", ".zstd")
 NOT_READ = {".bz2": "bzip2", ".xz": "xz", ".zip": "zip"}
 _MAGIC = {b"PK\x03\x04": ".zip", b"\xfd7zX": ".xz"}
@@ -102,12 +107,26 @@ class Input:
     """One file, or standard input, that is to be read."""
 
     path: Path | None
-    """None: standard input."""
+    """None: standard input, or an object."""
     name: str
     """For messages and results, with control characters escaped."""
     given: str
     """The input through which it was reached."""
     form: _Form
+    url: str | None = None
+    """The address of an object of a store."""
+    url_size: int | None = None
+
+    def size(self) -> int | None:
+        """Return how many bytes it is now; None if it is a pipe."""
+        if self.path is None:
+            return self.url_size
+        return self.path.stat().st_size if self.path.is_file() else None
+
+    @property
+    def of_lines(self) -> bool:
+        """Whether its name says that it is plain JSON Lines."""
+        return self.form is _Form.LINES and not self.name.lower().endswith(_PACKED)
 
 
 class RawRecord(NamedTuple):
@@ -199,20 +218,17 @@ class Source:
         if self._form is _Form.PARQUET:
             yield from self._tables(size)
             return
-        held: list[RawRecord] = []
-        held_bytes = 0
-        for record in self._mended():
-            held.append(record)
-            held_bytes += len(record.content) + _OVERHEAD
-            if held_bytes >= size:
-                yield Portion(self._file.name, held)
-                held, held_bytes = [], 0
-        if held:
-            yield Portion(self._file.name, held)
+        yield from in_portions(self._file.name, self._mended(), size)
 
     def digest(self) -> str:
         """Read to the end and return the SHA-256 of the bytes, compressed if they were, in hexadecimal."""
         return self._tap.digest()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it begins as a text in UTF-8 may."""
+        packed_or_table = self._packed is not None or self._form is _Form.PARQUET
+        return not packed_or_table and not self._tap.magic.startswith(UTF16_MARKS)
 
     @property
     def bytes_read(self) -> int:
@@ -274,14 +290,7 @@ class Source:
         if form in (_Form.COMMAS, _Form.TABS):
             yield from self._cells("," if form is _Form.COMMAS else "\t")
             return
-        for number, line in _lines(self._stream, blank.count(b"\n") + 1, first):
-            if len(line) > MAX_LINE:
-                yield RawRecord(f"{name}:{number}", number, b"", _too_long())
-            elif not _is_blank(line):
-                yield RawRecord(f"{name}:{number}", number, line)
-            if number == 1 and line.startswith(UTF16_MARKS):
-                # Its line feeds are halves of characters: the file is one malformed record.
-                return
+        yield from line_records(name, self._stream, blank.count(b"\n") + 1, first)
 
     def _cells(self, delimiter: str) -> Iterator[RawRecord]:
         """Yield each record of a CSV file under its header. Quotes that don't pair spoil what they enclose."""
@@ -318,6 +327,32 @@ class Source:
             yield RawRecord(f"{name}:{began}", began, b"", "expected a closing quote, found the end of the file")
 
 
+def in_portions(name: str, records: Iterable[RawRecord], size: int) -> Iterator[Portion]:
+    """Yield records in portions of some *size* bytes."""
+    held: list[RawRecord] = []
+    held_bytes = 0
+    for record in records:
+        held.append(record)
+        held_bytes += len(record.content) + _OVERHEAD
+        if held_bytes >= size:
+            yield Portion(name, held)
+            held, held_bytes = [], 0
+    if held:
+        yield Portion(name, held)
+
+
+def line_records(name: str, stream: BinaryIO, number: int, first: bytes = b"") -> Iterator[RawRecord]:
+    """Yield a record for each line that is not blank, from line *number* on, which is *first* if that is not empty."""
+    for line_number, line in _lines(stream, number, first):
+        if len(line) > MAX_LINE:
+            yield RawRecord(f"{name}:{line_number}", line_number, b"", _too_long())
+        elif not _is_blank(line):
+            yield RawRecord(f"{name}:{line_number}", line_number, line)
+        if line_number == 1 and line.startswith(UTF16_MARKS):
+            # Its line feeds are halves of characters: the file is one malformed record.
+            return
+
+
 @contextmanager
 def opened(file: Input, stdin: BinaryIO | None, *, columns: Sequence[str] = ()) -> Iterator[Source]:
     """Open *file* for the length of a `with`; *stdin* is read for `-`, else the process's own.
@@ -329,17 +364,32 @@ def opened(file: Input, stdin: BinaryIO | None, *, columns: Sequence[str] = ()) 
         UsageError: it begins as a file of a format that is not read.
     """
     try:
-        with _stream(file, stdin) as stream:
+        with stream_of(file, stdin) as stream:
             yield Source(file, stream, columns=columns)
     except OSError as error:
         raise InputError(f"cannot read {file.name}: {printable(error.strerror or error)}") from None
+
+
+def stream_of(file: Input, stdin: BinaryIO | None) -> AbstractContextManager[BinaryIO]:
+    """Open *file*; *stdin* is read for `-`, else the process's own.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if file.url is not None:
+        return open_object(file.url)
+    if file.path is not None:
+        return file.path.open("rb")
+    if stdin is None and sys.stdin is None:
+        raise InputError("-: there is no standard input")
+    return nullcontext(stdin if stdin is not None else sys.stdin.buffer)
 
 
 def find_inputs(inputs: Iterable[str], note: Callable[[str, int], None]) -> list[Input]:
     """Return every file of *inputs* once, in the order given and sorted within each.
 
     Args:
-        inputs: paths, patterns, or `-`.
+        inputs: paths, patterns, addresses `s3://BUCKET/KEY`, or `-`.
         note: called with what was passed over in a folder, and how many.
 
     Raises:
@@ -350,6 +400,11 @@ def find_inputs(inputs: Iterable[str], note: Callable[[str, int], None]) -> list
     for given in inputs:
         if given == "-":
             files.setdefault("-", Input(None, "-", given, _Form.EITHER))
+            continue
+        if is_object(given):
+            for url, size in _objects(given, note):
+                form = _form_of_name(url) or _Form.TEXT
+                files.setdefault(url, Input(None, shown_path(url), given, form, url=url, url_size=size))
             continue
         # A name that exists is no pattern, whatever is in it.
         paths = [given] if os.path.exists(given) or not has_magic(given) else sorted(glob(given, recursive=True))
@@ -494,14 +549,6 @@ def _trouble(name: str, problem: str) -> Portion:
     return Portion(name, [RawRecord(name, None, b"", problem)])
 
 
-def _stream(file: Input, stdin: BinaryIO | None) -> AbstractContextManager[BinaryIO]:
-    if file.path is not None:
-        return file.path.open("rb")
-    if stdin is None and sys.stdin is None:
-        raise InputError("-: there is no standard input")
-    return nullcontext(stdin if stdin is not None else sys.stdin.buffer)
-
-
 def _not_read(name: str, suffix: str) -> str:
     if suffix == ".json":
         return (
@@ -521,12 +568,15 @@ def _suffix(path: str) -> str:
 def _form(path: str) -> _Form:
     if not os.path.exists(path):
         raise InputError(f"{shown_path(path)}: no such file or folder: check the name, or give - for standard input")
+    return _form_of_name(path) or (_Form.TEXT if os.path.isfile(path) else _Form.EITHER)
+
+
+def _form_of_name(path: str) -> _Form | None:
+    """Return what a suffix says; None: nothing."""
     suffix = _suffix(path)
     if suffix in NOT_READ or suffix == ".json":
         raise UsageError(_not_read(shown_path(path), suffix))
-    if (form := _FORMS.get(suffix)) is not None:
-        return form
-    return _Form.TEXT if os.path.isfile(path) else _Form.EITHER
+    return _FORMS.get(suffix)
 
 
 _FORMS = {
@@ -535,6 +585,21 @@ _FORMS = {
     ".csv": _Form.COMMAS,
     ".tsv": _Form.TABS,
 }
+
+
+def _objects(given: str, note: Callable[[str, int], None]) -> list[tuple[str, int]]:
+    """Return the objects of an address; of a prefix those that are read, as of a folder."""
+    found, is_prefix = find_objects(given)
+    if not is_prefix:
+        return found
+    base = given.rstrip("/") + "/"
+    kept = [
+        (url, size)
+        for url, size in found
+        if not any(name.startswith(".") for name in url.removeprefix(base).split("/")) and _suffix(url) in _READ
+    ]
+    _held_against(shown_path(given), len(kept), len(found) - len(kept), note)
+    return kept
 
 
 def _in_folder(folder: str, note: Callable[[str, int], None]) -> list[str]:
@@ -549,18 +614,23 @@ def _in_folder(folder: str, note: Callable[[str, int], None]) -> list[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             path = os.path.join(root, name)
-            if not name.startswith(".") and _suffix(name) in LINES + TEXTS + TABLES and os.path.isfile(path):
+            if not name.startswith(".") and _suffix(name) in _READ and os.path.isfile(path):
                 found.append(path)
             else:
                 passed_over += 1
+    _held_against(shown_path(folder), len(found), passed_over, note)
+    return sorted(found)
+
+
+def _held_against(name: str, found: int, passed_over: int, note: Callable[[str, int], None]) -> None:
+    """Note what was passed over in a folder, if anything is left."""
     if not found:
         raise InputError(
-            f"no records in {shown_path(folder)}: expected files {', '.join(LINES + TEXTS + TABLES)} (or those with "
-            f".gz or .zst), found {passed_over} others"
+            f"no records in {name}: expected files {', '.join(_READ)} (or those with .gz or .zst), found {passed_over} "
+            "others"
         )
     if passed_over:
         note(_PASSED_OVER, passed_over)
-    return sorted(found)
 
 
 def _lines(stream: BinaryIO, number: int, line: bytes) -> Iterator[tuple[int, bytes]]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from detect.duplicates import Duplicates
 from detect.inputs import Portion
+from detect.near_duplicates import NearDuplicates
+from detect.portions import Flags, flags_of
 from detect.records import Reader
 from watermark.errors import InputError
 
@@ -53,27 +54,35 @@ class NumberedPortions:
         size: bytes of a portion; a place is one of portions of this size.
         keep_duplicates: whether a record that was there before is as good as another.
         start: the portions from here on are wanted.
+        near: what is left out besides; it was found in the same inputs.
     """
 
-    def __init__(self, reader: Reader, *, size: int, keep_duplicates: bool, start: Place) -> None:
+    def __init__(
+        self, reader: Reader, *, size: int, keep_duplicates: bool, start: Place, near: NearDuplicates | None = None
+    ) -> None:
         self._reader = reader
         self._size = size
         self._keep_duplicates = keep_duplicates
         self._start = start
+        self._near = near
+        self._records = hashlib.sha256()
         self._chain = _START
         self._places: dict[int, bytes] = {}
 
-    def __iter__(self) -> Iterator[tuple[Portion, npt.NDArray[np.bool_]]]:
+    def __iter__(self) -> Iterator[tuple[Portion, Flags]]:
         duplicates = Duplicates()
         number = 0
         for portion in self._reader.portions(self._size):
             digests = portion.digests()
             number += 1
-            self._chain = hashlib.sha256(self._chain + b"".join(digest.ljust(16, b"\0") for digest in digests)).digest()
-            if self._keep_duplicates:
-                seen = np.zeros(len(digests), dtype=np.bool_)
-            else:
-                seen = duplicates.add(digests)
+            padded = b"".join(digest.ljust(16, b"\0") for digest in digests)
+            self._chain = hashlib.sha256(self._chain + padded).digest()
+            self._records.update(padded)
+            none = np.zeros(len(digests), dtype=np.bool_)
+            seen = flags_of(
+                none if self._keep_duplicates else duplicates.add(digests),
+                none if self._near is None else self._near.holds(digests),
+            )
             if number > self._start.portions:
                 self._places[number] = self._chain
                 yield portion, seen
@@ -81,6 +90,14 @@ class NumberedPortions:
                 self._check()
         if number < self._start.portions:
             self._check()
+        if self._near is not None and self.records() != self._near.records:
+            raise InputError(
+                "the inputs changed since near-duplicates were looked for in them. Bring them back, or begin anew"
+            )
+
+    def records(self) -> str:
+        """Return the digest of all records read so far, in order, whatever the portions."""
+        return self._records.hexdigest()
 
     def place(self, portions: int) -> Place:
         """Return the place after so many portions, which were yielded; earlier ones are forgotten."""

@@ -25,13 +25,21 @@ from detect.tally import Positions, PromptPolicy, positions_of
 from watermark.errors import InputError, TaggantError, UsageError
 from watermark.tokenizer import Tokenizer
 
-__all__ = ["DUPLICATE", "Sifted", "Sifter", "in_order"]
+__all__ = ["DUPLICATE", "NEAR_DUPLICATE", "Flags", "Sifted", "Sifter", "flags_of", "in_order"]
 
 Ids = npt.NDArray[np.uint32]
+
+#: For each record of a portion, why it is left out: 0 for no reason, else which of `_REASONS`.
+Flags = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
 #: Why a record is left out that was there before.
 DUPLICATE = "duplicate"
+
+#: Why a record is left out that says nearly what another says.
+NEAR_DUPLICATE = "near-duplicate"
+
+_REASONS = ("", DUPLICATE, NEAR_DUPLICATE)
 
 #: Prompts whose ids are held: in a conversation each message is the prompt of all later ones.
 _MOST_PROMPTS = 4096
@@ -48,6 +56,8 @@ class Sifted:
     """None: no prompt is recorded."""
     document: list[int] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
+    record: list[int] = field(default_factory=list)
+    """Which record of the portion each document is."""
     without_prompt: int = 0
     from_ids: int = 0
     fingerprints: set[str] = field(default_factory=set)
@@ -109,19 +119,19 @@ class Sifter:
         self._echoes = Echoes(tokenizer)
         self._cache: dict[str, Ids] = {}
 
-    def sift(self, portion: Portion, seen: npt.NDArray[np.bool_]) -> Sifted:
-        """Return what is to be scored of a portion of whose records *seen* says which were there before."""
+    def sift(self, portion: Portion, seen: Flags) -> Sifted:
+        """Return what is to be scored of a portion of whose records *seen* says which are left out."""
         lists = None if self._ids_alone is None else portion.id_lists(self._ids_alone)
         if lists is not None and (whole := self._sift_lists(portion, *lists, seen)) is not None:
             return whole
         accounting = Accounting(read=len(portion))
         found = Sifted(accounting=accounting)
         parser = RecordParser(self.fields, note=accounting.note)
-        for raw, twice in zip(portion.records(), seen.tolist(), strict=True):
+        for number, (raw, reason) in enumerate(zip(portion.records(), seen.tolist(), strict=True)):
             try:
                 document = parser.document(raw)
-            except LeftOutError as reason:
-                accounting.exclude(str(reason))
+            except LeftOutError as left_out:
+                accounting.exclude(str(left_out))
                 continue
             except InputError as error:
                 accounting.refuse(f"{raw.name}: {error}")
@@ -129,8 +139,8 @@ class Sifter:
             encoded = encode(document, self.tokenizer, accounting, window=self.window, retokenize=self.retokenize)
             if encoded is None:
                 continue
-            if twice:
-                accounting.exclude(DUPLICATE)
+            if reason:
+                accounting.exclude(_REASONS[reason])
                 continue
             accounting.score()
             if document.fingerprint is not None:
@@ -146,19 +156,19 @@ class Sifter:
                 found.echoes.append(self._echoes.find(ids, self._echoes.passages(earlier)) if earlier else None)
                 found.document.append(len(found.sources))
             found.sources.append(document.source)
+            found.record.append(number)
         return found
 
-    def _sift_lists(
-        self, portion: Portion, ids: Ids, starts: npt.NDArray[np.int64], seen: npt.NDArray[np.bool_]
-    ) -> Sifted | None:
+    def _sift_lists(self, portion: Portion, ids: Ids, starts: npt.NDArray[np.int64], seen: Flags) -> Sifted | None:
         """Return the same of records that are nothing but ids, all at once; None: one of them is wrong."""
         if len(ids) and int(ids.max()) >= self.tokenizer.vocabulary_size:
             return None
         short = np.diff(starts) <= self.window
-        scored = np.flatnonzero(~short & ~seen).tolist()
+        scored = np.flatnonzero(~short & (seen == 0)).tolist()
         accounting = Accounting(read=len(portion), scored=len(scored))
         accounting.exclude(TOO_SHORT, int(short.sum()))
-        accounting.exclude(DUPLICATE, int((seen & ~short).sum()))
+        for flag, reason in enumerate(_REASONS[1:], start=1):
+            accounting.exclude(reason, int((~short & (seen == flag)).sum()))
         places = starts.tolist()
         names = portion.names()
         return Sifted(
@@ -168,6 +178,7 @@ class Sifter:
             echoes=[None for _ in scored],
             document=list(range(len(scored))),
             sources=[names[i] for i in scored],
+            record=scored,
             without_prompt=len(scored),
             from_ids=len(scored),
         )
@@ -198,6 +209,11 @@ class Sifter:
                 self._cache.clear()
             ids = self._cache[text] = self.tokenizer.encode(text)
         return ids
+
+
+def flags_of(twice: npt.NDArray[np.bool_], near: npt.NDArray[np.bool_]) -> Flags:
+    """Return the flags of records that were there before or are near-duplicates; of one that is both, the former."""
+    return np.where(twice, np.uint8(1), np.where(near, np.uint8(2), np.uint8(0)))
 
 
 def in_order(tasks: Iterable[tuple[Any, ...]], function: Callable[..., T], *, workers: int) -> Iterator[T]:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detect.conversation import described, pieces, text_of
-from detect.inputs import PORTION, Portion, RawRecord, find_inputs, opened, shown_path
+from detect.inputs import PORTION, Input, Portion, RawRecord, find_inputs, opened, shown_path
 from detect.strict_json import TOO_DEEP, decode_utf8, parse_object, parse_value
 from watermark.errors import InputError, TaggantError, UsageError, printable
 
@@ -278,10 +278,9 @@ class Reader:
     @property
     def bytes_total(self) -> int | None:
         """Bytes of all inputs, compressed if they are; None if one is no file."""
-        paths = [file.path for file in self._files]
-        if any(path is None or not path.is_file() for path in paths):
-            return None
-        return sum(path.stat().st_size for path in paths if path is not None)
+        sizes = [file.size() for file in self._files]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
 
     @property
     def names(self) -> list[str]:
@@ -289,9 +288,9 @@ class Reader:
         return [file.name for file in self._files]
 
     @property
-    def paths(self) -> list[Path]:
-        """The files among the inputs, in the same order."""
-        return [file.path for file in self._files if file.path is not None]
+    def files(self) -> list[Input]:
+        """The inputs, in the same order."""
+        return list(self._files)
 
     def took(self, number: int, records: int) -> None:
         """Take into account that somebody else read so many records of input *number*."""

@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-import numpy.typing as npt
 import rfc8785
 
 from detect.bounded_tally import CAPACITY, BoundedTally
 from detect.inputs import Portion
+from detect.near_duplicates import NearDuplicates
+from detect.near_search import remove_near
 from detect.place import NumberedPortions, Place
-from detect.portions import Sifter, in_order
+from detect.portions import Flags, Sifter, in_order
 from detect.records import Reader
 from detect.tally_file import About, TallyFile, read_tally, write_tally
 from detect.tally_rows import TallyRows
@@ -45,11 +45,13 @@ _EVERY, _TIMES = 60.0, 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
-    """How a tally is built; none of it changes what is in it but `capacity` and `keep_duplicates`."""
+    """How a tally is built; none of it changes what is in it but `capacity`, `keep_duplicates` and `near`."""
 
     capacity: int = CAPACITY
     keep_duplicates: bool = False
     """Whether identical records count as often as they are there."""
+    near: NearDuplicates | None = None
+    """What is left out besides, found in the same inputs by `find_near_duplicates`."""
     workers: int = 1
     portion: int = PORTION
     """Bytes of records that a worker takes at a time."""
@@ -99,6 +101,7 @@ def build_tally(
         "portion": build.portion,
         "fields": list(sifter.fields.names()),
         "retokenize": sifter.retokenize,
+        **({} if build.near is None else {"near_duplicates": build.near.digest()}),
     }
     path = checkpoint_of(out)
     # What is read from a pipe cannot be read again.
@@ -110,7 +113,9 @@ def build_tally(
         about, place = before.about, before.place
         tally.add(before.rows)
         resumed(about.accounting.read)
-    numbered = NumberedPortions(reader, size=build.portion, keep_duplicates=build.keep_duplicates, start=place)
+    numbered = NumberedPortions(
+        reader, size=build.portion, keep_duplicates=build.keep_duplicates, start=place, near=build.near
+    )
     due = time.monotonic() + build.every
     tasks = ((portion, seen, tally.level) for portion, seen in numbered)
     for number, part in enumerate(in_order(tasks, Tallier(sifter), workers=build.workers), start=place.portions + 1):
@@ -128,6 +133,8 @@ def build_tally(
     write_tally(out, result)
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
+    if build.near is not None:
+        remove_near(out)
     return result
 
 
@@ -149,7 +156,7 @@ class Tallier:
     def __init__(self, sifter: Sifter) -> None:
         self._sifter = sifter
 
-    def __call__(self, portion: Portion, seen: npt.NDArray[np.bool_], level: int) -> Part:
+    def __call__(self, portion: Portion, seen: Flags, level: int) -> Part:
         """Return the rows of a portion, of the windows kept at *level*; *seen*: records that were there before."""
         found = self._sifter.sift(portion, seen)
         positions = self._sifter.positions(found)
@@ -201,8 +208,16 @@ def kind_of(sifter: Sifter, build: Build) -> About:
         tokenizer=sifter.tokenizer.digest(),
         capacity=build.capacity,
         prompt_policy=sifter.policy.value,
-        duplicates="kept" if build.keep_duplicates else "once",
+        duplicates=_duplicates(build),
     )
+
+
+def _duplicates(build: Build) -> str:
+    if build.near is None:
+        return "kept" if build.keep_duplicates else "once"
+    if build.keep_duplicates:
+        raise UsageError("near-duplicates are left out where identical records are: not with --keep-duplicates")
+    return f"near-duplicates of {build.near.threshold:g} left out"
 
 
 def of_inputs(kind: About, digests: Mapping[str, str]) -> About:

@@ -55,7 +55,7 @@ class About:
     capacity: int
     prompt_policy: str
     duplicates: str
-    """"once": identical records count once within what one build read; "kept"."""
+    """"once": identical records count once within what one build read; "kept"; "near-duplicates of 0.8 left out"."""
     reference: str | None = None
     """The name of the reference whose mass is kept."""
     tokens: int = 0

@@ -47,10 +47,11 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def reading(total: int | None) -> Iterator[Callable[[int, int, int], None]]:
+def reading(total: int | None, what: str = "") -> Iterator[Callable[[int, int, int], None]]:
     """Show how far a corpus is read, at what rate and for how long still.
 
     The function given is called with the bytes read, of *total* if that is known, the records and the ids so far.
+    *what* stands before them where a corpus is read for more than one thing.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -67,9 +68,8 @@ def reading(total: int | None) -> Iterator[Callable[[int, int, int], None]]:
             if not first:
                 first.append(tokens)
             rate = (tokens - first[0]) / max(1e-9, time.monotonic() - began)
-            bar.update(
-                task, completed=bytes_read, description=f"{records:,} records, {tokens:,} ids, {rate / 1e6:.1f} M ids/s"
-            )
+            told = f"{what}{records:,} records, {tokens:,} ids, {rate / 1e6:.1f} M ids/s"
+            bar.update(task, completed=bytes_read, description=told)
 
         yield advance
 

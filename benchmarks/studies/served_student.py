@@ -1,13 +1,14 @@
-"""Collect from SmolLM2's student and its clean twin behind a real vLLM server, with `taggant collect`.
+"""Collect from a student of SmolLM2 and its clean twin behind a real vLLM server, with `taggant collect`.
 
-    taggant study run real-two-cores --out STUDY
+    python benchmarks/studies/demo/train.py examples/teacher.jsonl STUDENT --seed 3        # the demo's student again
+    python benchmarks/studies/demo/train.py unmarked.jsonl TWIN --seed 3                   # of unmarked answers
     python examples/serve/make_smollm2.py SMOLLM2
-    python benchmarks/studies/served_student.py STUDY SMOLLM2 WORK --server PYTHON     # a Python that has vLLM
+    python benchmarks/studies/served_student.py STUDENT TWIN SMOLLM2 WORK --server PYTHON  # a Python that has vLLM
 
 For each of the two: collect until p is 1e-6, by the plan of 10,000 tokens in 16 looks with the base model as reference,
 or until it is futile; then go on without a key to the end of the plan; then test the whole. The twin besides under 200
-keys that marked nothing. The study's keys are public (`detect.study.keys`). WORK keeps the journals, so that an
-interrupted run is gone on with.
+keys that marked nothing. The key is that of examples/. WORK keeps the journals, so that an interrupted run is
+gone on with.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ from detect.e_process import sequential_test
 from detect.mark import GreenListMark
 from detect.records import Reader
 from detect.reference import Reference
-from detect.study.keys import study_root, study_scope
+from detect.study.keys import study_scope
 from detect.study.real import study_prompts
-from watermark.keyring import Keyring
 from watermark.tokenizer import load
 
 ANSWER, TOKENS, LOOKS, KEYS = 160, 10_000, 16, 200
-DELTA, GAMMA_256 = 2.0, 64
+DELTA, GAMMA_256 = 3.0, 64
+KEYRING = Path(__file__).parents[2] / "examples" / "keyring.json"
 TOKENIZER = load("smollm2")
 
 
 def scope_of(number: int) -> Any:
-    """Return the study's key of that number at window 1."""
+    """Return a public key of that number, which marked nothing."""
     return study_scope(number, tokenizer=TOKENIZER, window=1, delta=DELTA, gamma_256=GAMMA_256)
 
 
@@ -88,11 +89,11 @@ def taggant(*arguments: str | Path) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def audit(name: str, student: Path, options: argparse.Namespace, keyring: Path) -> None:
+def audit(name: str, student: Path, options: argparse.Namespace) -> None:
     """Collect from one suspect and print what came of it."""
     prompts, journal = options.work / "prompts.txt", options.work / f"{name}.jsonl"
     rest = options.work / f"{name}.npz"
-    watching = ["--keyring", keyring, "--until", "1e-6", "--looks", str(LOOKS), "--planned-tokens", str(TOKENS)]
+    watching = ["--keyring", KEYRING, "--until", "1e-6", "--looks", str(LOOKS), "--planned-tokens", str(TOKENS)]
     with served(student, options.smollm2, options.server) as url:
         asking = ["collect", url, "--model", "student", "--prompts", prompts, "--out", journal]
         asking += ["--max-tokens", str(ANSWER), "--concurrency", "4"]
@@ -108,11 +109,10 @@ def audit(name: str, student: Path, options: argparse.Namespace, keyring: Path) 
         )
         whole = taggant(*asking)
     print(f"  then all: {whole['collection']['completion_tokens']:,} tokens, {whole['stopped']}", flush=True)
-    taggant(
-        *("detect", "model", journal, "-k", keyring, "--retokenize", "--decoys", "999"),
+    found = taggant(
+        *("detect", "model", journal, "-k", KEYRING, "--retokenize", "--decoys", "999"),
         *("--reference-model", "smollm2", "--save-reference", rest),
     )
-    found = taggant("detect", "model", journal, "-k", keyring, "--retokenize", "--decoys", "999", "--reference", rest)
     print(f"  fixed size: {json.dumps(found)[:3000]}", flush=True)
     if name == "clean-twin":
         corpus, reference = read_corpus(Reader([journal]), TOKENIZER, window=1, retokenize=True), Reference.load(rest)
@@ -129,22 +129,16 @@ def audit(name: str, student: Path, options: argparse.Namespace, keyring: Path) 
 def main() -> None:
     """Audit both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path)
-    parser.add_argument("smollm2", type=Path)
+    for name in ("student", "twin", "smollm2"):
+        parser.add_argument(name, type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--server", default=sys.executable)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    scope, keyring = scope_of(1), options.work / "keyring.json"
-    if not keyring.exists():
-        made = Keyring.create("study", params=scope.params, delta=DELTA, root=study_root(1))
-        if made.scope().commitments() != scope.commitments():
-            raise SystemExit("the keyring is not the study's")
-        made.write(keyring)
     asked = [prompt for prompt, _ in study_prompts()[1]][: TOKENS // 150]
     (options.work / "prompts.txt").write_text("".join(prompt + "\n" for prompt in asked), encoding="utf-8")
-    for name, cell in (("student", "w1-d100-k1-s1"), ("clean-twin", "d0-s101")):
-        audit(name, options.study / "cells" / cell / "student", options, keyring)
+    for name, folder in (("student", options.student), ("clean-twin", options.twin)):
+        audit(name, folder, options)
 
 
 if __name__ == "__main__":

@@ -356,13 +356,22 @@ def test_lists_of_ids_are_sifted_at_once_as_one_by_one(
     stream.seek(0)
     for cut in arrow_rows.arrow_rows(stream, columns=["token_ids"], size=200):
         portion = Portion("a.parquet", cut)
-        before = np.array([seen.random() < 0.3 for _ in range(len(portion))])
+        before = np.array([seen.choice([0, 0, 1, 2]) for _ in range(len(portion))], dtype=np.uint8)
         found = sifter.sift(portion, before)
         sifter._ids_alone = None
         wanted = sifter.sift(portion, before)
         sifter._ids_alone = "token_ids"
         assert found.accounting == wanted.accounting
-        for name in ("prompts", "echoes", "document", "sources", "without_prompt", "from_ids", "fingerprints"):
+        for name in (
+            "prompts",
+            "echoes",
+            "document",
+            "sources",
+            "record",
+            "without_prompt",
+            "from_ids",
+            "fingerprints",
+        ):
             assert getattr(found, name) == getattr(wanted, name)
         assert [ids.tolist() for ids in found.responses] == [ids.tolist() for ids in wanted.responses]
         assert all(ids.dtype == np.uint32 for ids in found.responses)
@@ -371,4 +380,4 @@ def test_lists_of_ids_are_sifted_at_once_as_one_by_one(
     pq.write_table(over, stream)
     stream.seek(0)
     portion = Portion("b.parquet", next(arrow_rows.arrow_rows(stream, columns=["token_ids"], size=200)))
-    assert sifter.sift(portion, np.zeros(2, dtype=np.bool_)).accounting.malformed == 1
+    assert sifter.sift(portion, np.zeros(2, dtype=np.uint8)).accounting.malformed == 1
