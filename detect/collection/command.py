@@ -31,7 +31,7 @@ from watermark.tokenizer import Tokenizer
 __all__ = ["Asked", "Collected", "Watched", "run_collection"]
 
 #: Exit codes by why a collection ended; the others are 0.
-_UNFINISHED: Final = {Stopped.BUDGET: 7, Stopped.FAILURES: 7, Stopped.INTERRUPTED: 130}
+_UNFINISHED: Final = {Stopped.BUDGET: 7, Stopped.FAILURES: 7, Stopped.FAILED: 7, Stopped.INTERRUPTED: 130}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,12 +136,13 @@ class Collected:
     def lines(self) -> list[str]:
         """Return it in words."""
         state = self.outcome.collection
-        left = state.planned - state.done
+        left = state.planned - state.answered
+        failed = f" ({state.failed:,} of them failed)" if state.failed else ""
         lines = [
             f"{printable(self.journal)}: {state.done:,} of {state.planned:,} requests: {state.answered:,} answers, "
             f"{state.errors:,} errors; {state.prompt_tokens:,} prompt and {state.completion_tokens:,} answer tokens",
             f"ended: {self.outcome.stopped.value}"
-            + (f"; {left:,} requests are left, and the same command goes on with them" if left else ""),
+            + (f"; {left:,} requests are left{failed}, and the same command goes on with them" if left else ""),
         ]
         if state.last_error is not None:
             lines.append(f"the last error: {printable(state.last_error, 300)}")

@@ -58,9 +58,8 @@ class LiveEvidence:
 
     def __call__(self) -> Stopped | None:
         """Take the looks that are due, and say whether to stop."""
-        for record in itertools.islice(self._journal.records.values(), self._counted, None):
-            if record.get("error") is None:
-                self.tokens += len(self._tokenizer.encode(record["response"]))
+        for record in itertools.islice(self._journal.answers.values(), self._counted, None):
+            self.tokens += len(self._tokenizer.encode(record["response"]))
             self._counted += 1
         if self.test.due(min(self.tokens, self.test.planned)):
             self._advance()
@@ -81,6 +80,6 @@ class LiveEvidence:
         self.test.advance(corpus, None if self._reference_of is None else self._reference_of(corpus))
 
     def _corpus(self) -> Corpus:
-        lines = [json.dumps(record) for record in self._journal.records.values()]
+        lines = [json.dumps(record) for record in self._journal.answers.values()]
         reader = Reader(["-"], stdin=io.BytesIO("".join(f"{line}\n" for line in lines).encode()))
         return read_corpus(reader, self._tokenizer, window=self._mark.window)

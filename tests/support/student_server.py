@@ -72,6 +72,8 @@ class StudentServer:
         self.asked[prompt] += 1
         if self.delay:
             await asyncio.sleep(self.delay)
+        if self.manner == "never the first" and prompt.endswith("number 0."):
+            return JSONResponse({"error": "filtered"}, 400)
         bad = self.misbehave()
         if bad is not None:
             return bad
