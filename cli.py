@@ -1589,9 +1589,17 @@ def collect_command(
         )
 
         def reference_of(corpus: Corpus) -> Reference:
-            from detect.records import Fields
+            from detect.corpus import read_corpus
+            from detect.records import Reader
 
-            used = _reference(choice, corpus, chosen, key.window, Fields(), fingerprints=frozenset({key.fingerprint}))
+            # Without bars of its own, which would break the display of the collection.
+            used = choice.make(
+                corpus,
+                chosen,
+                window=key.window,
+                fingerprints=frozenset({key.fingerprint}),
+                read=lambda file: read_corpus(Reader([file]), chosen, window=key.window),
+            )
             if used is None:
                 raise UsageError("no reference was made")
             return used.reference

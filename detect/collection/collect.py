@@ -158,7 +158,7 @@ async def collect(
         per_minute: requests begun at most.
         budget: what may be spent.
         look: called when a request came into the journal, and once before the first; says whether to stop.
-        on_record: told of the state after each record.
+        on_record: told of the state after each record, and the look that it made due.
 
     Raises:
         FatalAnswerError: the endpoint refuses for good; what was answered is in the journal.
@@ -197,11 +197,11 @@ async def collect(
             journal.add(request, record)
             state.count(record)
             state.failed = len(journal.failed)
-            on_record(state)
             if state.in_a_row >= MOST_FAILURES:
                 stopped.append(Stopped.FAILURES)
             elif (reason := look()) is not None:
                 stopped.append(reason)
+            on_record(state)
 
     async with endpoint.client(concurrency) as client:
         tasks = [asyncio.create_task(work(client)) for _ in range(max(1, concurrency))]

@@ -19,6 +19,7 @@ from detect.e_process import SequentialTest
 from detect.mark import Mark
 from detect.records import Reader
 from detect.reference import Reference
+from detect.weighted_test import EffectSize
 from watermark.tokenizer import Tokenizer
 
 __all__ = ["FUTILE_SHARE", "LiveEvidence"]
@@ -53,6 +54,8 @@ class LiveEvidence:
         self._mark = mark
         self._reference_of = reference_of
         self._counted = 0
+        self.effect: EffectSize | None = None
+        """In the lanes open so far; None without a reference."""
         self.tokens = 0
         """In the answers, each tokenised from its text."""
 
@@ -78,6 +81,7 @@ class LiveEvidence:
                 ends.append(ends[-1] + len(ids))
             corpus = corpus.first(sum(end <= self.test.planned for end in ends) - 1)
         self.test.advance(corpus, None if self._reference_of is None else self._reference_of(corpus))
+        self.effect = self.test.effect()
 
     def _corpus(self) -> Corpus:
         lines = [json.dumps(record) for record in self._journal.answers.values()]

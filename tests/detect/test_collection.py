@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,18 +24,23 @@ import pytest
 pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 
+from rich.console import Console
+from rich.table import Table
 from student_server import Student, StudentServer, served
 
-from detect.collection.collect import MOST_FAILURES, Budget, Stopped
-from detect.collection.command import Asked, Collected, Watched, run_collection
+from detect.collection.collect import MOST_FAILURES, Budget, Collection, Stopped
+from detect.collection.command import Asked, Collected, Watched, progress_table, run_collection
 from detect.collection.endpoint import Endpoint, FatalAnswerError
 from detect.collection.journal import Journal, Request
 from detect.collection.prompts import DOMAINS, made_prompts
-from detect.corpus import read_corpus
+from detect.corpus import Corpus, read_corpus
+from detect.distillation import detect_model
 from detect.e_process import sequential_test
 from detect.evidence.accounting import departures
 from detect.mark import GreenListMark
 from detect.records import Reader
+from detect.reference import Reference
+from detect.reference_choice import ReferenceChoice
 from watermark.errors import InputError, UsageError
 from watermark.keys import ScopeKeys
 from watermark.tokenizer import load
@@ -144,6 +152,58 @@ def test_evidence_stops_early_and_is_what_the_journal_says(student: Student, tmp
     again = sequential_test(corpus, GreenListMark(keys), looks=16, planned_tokens=planned)
     assert again.looks[: len(done.evidence.looks)] == done.evidence.looks
     assert (again.decided_at, again.log10_p) == (done.evidence.decided_at, done.evidence.log10_p)
+
+
+def test_the_effect_size_beside_the_looks_is_that_of_the_whole_text_at_the_end(
+    student: Student, twin: Student, tmp_path: Path
+) -> None:
+    keys, out, clean = scope(), tmp_path / "journal.jsonl", tmp_path / "clean.jsonl"
+    clean.write_text("".join(json.dumps({"response": twin.say(40, seed)}) + "\n" for seed in range(300)))
+
+    def reference_of(corpus: Corpus) -> Reference:
+        choice = ReferenceChoice(files=(str(clean),))
+        chosen = choice.make(
+            corpus,
+            TOKENIZER,
+            window=1,
+            fingerprints=frozenset(),
+            read=lambda file: read_corpus(Reader([file]), TOKENIZER, window=1),
+        )
+        assert chosen is not None
+        return chosen.reference
+
+    shown: list[str] = []
+
+    def show(state: Collection, live: Any, budget: Budget) -> Table:
+        table = progress_table(state, live, budget)
+        for width in (80, 120):
+            console = Console(width=width, file=io.StringIO())
+            console.print(table)
+            assert isinstance(console.file, io.StringIO)
+            shown.append(console.file.getvalue())
+        return table
+
+    with served(StudentServer(student)) as url, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detect.collection.command._display", lambda live, budget: _shown_with(show, live, budget))
+        looked = replace(watched(keys, level=1e-300, planned=60 * WORDS_SAID), reference_of=reference_of)
+        done = run_collection(asked(url, tmp_path, prompts=60, price_out=5.0, budget_money=1.0), out, watched=looked)
+    assert done.outcome.stopped is Stopped.COMPLETE
+    corpus = read_corpus(Reader([out]), TOKENIZER, window=1)
+    whole = detect_model(corpus, [keys], reference=reference_of(corpus), decoys=0)[0].effect
+    assert done.effect == whole
+    assert whole is not None
+    assert whole.low > 0
+    assert any(line.startswith("effect size: tau ") for line in done.lines())
+    assert max(len(line) for text in shown[::2] for line in text.splitlines()) <= 80
+    for text in shown[-2:]:
+        for name in ("requests", "tokens", "cost", "looks", "e-value", "p at any time", "effect size", "tokens to go"):
+            assert f"{name} " in text
+        assert f"tau {whole.tau:.2f} (95%: {whole.low:.2f} to {whole.high:.2f}) of the teacher's tilt" in text
+
+
+@contextlib.contextmanager
+def _shown_with(show: Any, live: Any, budget: Budget) -> Iterator[Any]:
+    yield lambda state: show(state, live, budget)
 
 
 def test_a_resumed_collection_takes_its_looks_up(student: Student, tmp_path: Path) -> None:
