@@ -75,6 +75,8 @@ class Text:
     """The texts before it, each tokenised alone; None: not recorded."""
     role: str = "response"
     """"response", "assistant", "reasoning", "tool_call" or "text"."""
+    logprobs: object = None
+    """What an endpoint gave as log-probabilities, as it stands in the record: `detect.top_logprobs` reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -429,7 +431,8 @@ class RecordParser:
             response = text_of(record[given[answers[0]]], where[answers[0]]) if answers else None
             ids = _ids(record[given["token_ids"]], where["token_ids"]) if "token_ids" in given else None
             role = "text" if answers == ["text"] else "response"
-            texts = (Text(response=response, token_ids=ids, prompts=prompts, role=role),)
+            given_logprobs = record.get("logprobs")
+            texts = (Text(response=response, token_ids=ids, prompts=prompts, role=role, logprobs=given_logprobs),)
         recorded = [
             None if record.get(key) is None else text_of(record[key], key) for key in ("fingerprint", "tokenizer")
         ]
