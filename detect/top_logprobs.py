@@ -201,7 +201,7 @@ class LogprobReader:
                     raise _LeftOutError("a log-probability that is none")
                 if token is None:
                     unknown += 1
-                elif (mass := math.exp(min(0.0, logprob))) >= _LEAST:
+                elif (mass := math.exp(min(0.0, max(-1e3, logprob)))) >= _LEAST:
                     # A token that is listed twice counts once.
                     listed.setdefault(token, mass)
             if math.fsum(listed.values()) > 1 + _SLACK:

@@ -84,6 +84,7 @@ class LiveEvidence:
         self.effect = self.test.effect()
 
     def _corpus(self) -> Corpus:
-        lines = [json.dumps(record) for record in self._journal.answers.values()]
+        # Log-probabilities are a hundred times the text, and no look is at them.
+        lines = [json.dumps({**record, "logprobs": None}) for record in self._journal.answers.values()]
         reader = Reader(["-"], stdin=io.BytesIO("".join(f"{line}\n" for line in lines).encode()))
         return read_corpus(reader, self._tokenizer, window=self._mark.window)

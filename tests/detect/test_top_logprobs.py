@@ -26,7 +26,7 @@ from detect.corpus import Corpus, read_corpus
 from detect.distillation import detect_model
 from detect.mark import GreenListMark
 from detect.open_weight import OPEN_WEIGHT_ROOT
-from detect.records import Reader
+from detect.records import Document, Reader, Text
 from detect.reference import Reference
 from detect.tally import UNIT, PromptPolicy
 from detect.top_logprobs import LogprobReader, TopLists, detect_logprobs, tally_lists
@@ -304,6 +304,19 @@ def test_tokens_that_the_vocabulary_lacks(student: Student) -> None:
     _, lists = read([said, listed])
     assert lists.accounting.excluded == {"tokens that are none of the tokenizer's": 1}
     assert lists.accounting.notes == {"listed tokens of no id": 1}
+
+
+@pytest.mark.parametrize(
+    ("logprob", "usable"), [(math.nan, False), (math.inf, False), (-math.inf, True), (-(10**400), True), (1e-6, False)]
+)
+def test_numbers_that_json_has_not(student: Student, logprob: float, usable: bool) -> None:
+    given = record(student, 0)
+    given["logprobs"][4]["top_logprobs"][0]["logprob"] = logprob
+    text = Text(response=given["response"], token_ids=None, prompts=None, logprobs=given["logprobs"])
+    document = Document(source="x:1", texts=(text,), fingerprint=None, account=None, tokenizer=None)
+    reading = LogprobReader(TOKENIZER)
+    assert len(list(reading([document]))) == 1
+    assert sum(reading.accounting.excluded.values()) == (not usable)
 
 
 def test_what_is_listed_twice_counts_once(student: Student) -> None:
