@@ -760,7 +760,7 @@ def detect_model(
     window = min(key.window for key, _ in marks)
     reading = None
     if logprobs:
-        from detect.top_logprobs import LogprobReader
+        from detect.top_lists import LogprobReader
         from watermark.errors import UsageError
 
         if retokenize:

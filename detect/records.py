@@ -76,7 +76,7 @@ class Text:
     role: str = "response"
     """"response", "assistant", "reasoning", "tool_call" or "text"."""
     logprobs: object = None
-    """What an endpoint gave as log-probabilities, as it stands in the record: `detect.top_logprobs` reads it."""
+    """What an endpoint gave as log-probabilities, as it stands in the record: `detect.top_lists` reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,8 @@ from detect.distillation import detect_model
 from detect.mark import GreenListMark
 from detect.ngram_reference import ngram_reference
 from detect.records import Reader
-from detect.top_logprobs import LogprobReader, detect_logprobs
+from detect.top_lists import LogprobReader
+from detect.top_logprobs import detect_logprobs
 from watermark.keys import ScopeKeys
 from watermark.tokenizer import load
 

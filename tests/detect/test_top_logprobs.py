@@ -29,7 +29,8 @@ from detect.open_weight import OPEN_WEIGHT_ROOT
 from detect.records import Document, Reader, Text
 from detect.reference import Reference
 from detect.tally import UNIT, PromptPolicy
-from detect.top_logprobs import LogprobReader, TopLists, detect_logprobs, tally_lists
+from detect.top_lists import LogprobReader, TopLists
+from detect.top_logprobs import detect_logprobs, tally_lists
 from detect.weighted_test import decoys_log10_p
 from watermark import prf
 from watermark.errors import UsageError
