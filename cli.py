@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from detect.supervised import SupervisedTest
     from detect.tally_build import Build
     from detect.tally_file import TallyFile
+    from detect.top_logprobs import LogprobsResult
     from detect.weighting import Weighting
     from watermark.tokenizer import Tokenizer
 
@@ -719,6 +720,14 @@ def detect_model(
             metavar="FILE", help="With --served: count the windows that were first served to one of these accounts."
         ),
     ] = None,
+    logprobs: Annotated[
+        bool,
+        typer.Option(
+            "--logprobs",
+            help="Also test the log-probabilities that records hold (taggant collect --logprobs 20), and score those "
+            "records by the ids that they name.",
+        ),
+    ] = False,
     prompts: PromptsOption = Prompts.own,
     decoys: Annotated[int, typer.Option(min=0, help="Decoy keys.")] = 999,
     decoy_seed: Annotated[int, typer.Option(min=0, help="From which they are drawn.")] = 0,
@@ -752,6 +761,14 @@ def detect_model(
         prompt=prompt_field, response=response_field, text=text_field, messages=messages_field, token_ids=ids_field
     )
     window = min(key.window for key, _ in marks)
+    reading = None
+    if logprobs:
+        from detect.top_lists import LogprobReader
+        from watermark.errors import UsageError
+
+        if retokenize:
+            raise UsageError("--logprobs are of the ids that the endpoint drew: leave --retokenize out")
+        reading = LogprobReader(chosen)
     corpus = _corpus(
         inputs,
         chosen,
@@ -760,7 +777,9 @@ def detect_model(
         max_malformed=max_malformed,
         fields=fields,
         every_prompt=prompts is Prompts.marked,
+        passing=reading,
     )
+    lists = None if reading is None else reading.lists(corpus)
     reference_used = _reference(
         choice, corpus, chosen, window, fields, fingerprints=frozenset(key.fingerprint for key, _ in marks)
     )
@@ -804,6 +823,14 @@ def detect_model(
         supervised = [
             detect_served(corpus, key, answers, reference=used, policy=policy, accounts=of) for key, _ in marks
         ]
+    listed: list[LogprobsResult | None] = [None] * len(marks)
+    if lists is not None:
+        from detect.top_logprobs import detect_logprobs
+
+        listed = [
+            detect_logprobs(corpus, lists, key, reference=used, policy=policy, decoys=decoys, decoy_seed=decoy_seed)
+            for key, _ in marks
+        ]
     told = [
         (result, warnings_of_model(result, warnings_of(corpus, key, published=published)))
         for result, (key, published) in zip(results, marks, strict=True)
@@ -822,13 +849,20 @@ def detect_model(
                         candidates=candidates,
                         sequential=sequential[number],
                         supervised=supervised[number],
+                        logprobs=listed[number],
                     )
                     for number, (result, warned) in enumerate(told)
                 ]
             )
         )
     else:
-        from detect.result_tables import does_not_say, model_tables, sequential_table, supervised_table
+        from detect.result_tables import (
+            does_not_say,
+            logprobs_table,
+            model_tables,
+            sequential_table,
+            supervised_table,
+        )
 
         for number, (result, warned) in enumerate(told):
             if number:
@@ -838,6 +872,8 @@ def detect_model(
                 show(sequential_table(looked))
             if (tested := supervised[number]) is not None:
                 show(supervised_table(tested))
+            if (given := listed[number]) is not None:
+                show(logprobs_table(given))
         show(does_not_say())
     if exit_code is not None and any(result.verdict is Verdict.DEPENDS for result in results):
         raise typer.Exit(exit_code)
@@ -1592,9 +1628,17 @@ def collect_command(
         )
 
         def reference_of(corpus: Corpus) -> Reference:
-            from detect.records import Fields
+            from detect.corpus import read_corpus
+            from detect.records import Reader
 
-            used = _reference(choice, corpus, chosen, key.window, Fields(), fingerprints=frozenset({key.fingerprint}))
+            # Without bars of its own, which would break the display of the collection.
+            used = choice.make(
+                corpus,
+                chosen,
+                window=key.window,
+                fingerprints=frozenset({key.fingerprint}),
+                read=lambda file: read_corpus(Reader([file]), chosen, window=key.window),
+            )
             if used is None:
                 raise UsageError("no reference was made")
             return used.reference
@@ -2233,15 +2277,16 @@ def _corpus(
     retokenize: bool = False,
     max_malformed: int = 0,
     every_prompt: bool = False,
+    passing: Callable[[Iterable[Document]], Iterable[Document]] | None = None,
 ) -> Corpus:
-    """Read and tokenise, with a progress bar."""
+    """Read and tokenise, with a progress bar; the documents go through *passing*."""
     from detect.corpus import read_corpus
     from detect.records import Reader
     from detect.terminal import progress
 
     def shown(documents: Iterable[Document]) -> Iterator[Document]:
         with progress("records", None) as advance:
-            for document in documents:
+            for document in documents if passing is None else passing(documents):
                 yield document
                 advance(1)
 

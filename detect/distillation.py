@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from detect.binomial import min_log10_p
-from detect.centred import CENTRED
 from detect.concentration import Concentration, concentration_of
 from detect.corpus import Corpus
 from detect.count import CountTest, count_test
 from detect.decoys import DECOYS
+from detect.effect import effect_of
 from detect.family import DEFAULT, SCORE
 from detect.mark import GreenListMark, Mark
 from detect.multiplicity import holm, rank_p
@@ -24,7 +24,7 @@ from detect.reference_check import ReferenceCheck, reference_sees_key
 from detect.score_law import Bernoulli
 from detect.tally import UNIT, PromptPolicy, Tally, tally_of
 from detect.verdict import LEVEL, Verdict, verdict_of
-from detect.weighted_test import EffectSize, WeightedTest, decoys_log10_p, effect_size, weighted_test
+from detect.weighted_test import EffectSize, WeightedTest, decoys_log10_p, weighted_test
 from detect.weighting import Weighting, Weights
 from watermark.errors import ReferenceMismatchError, UsageError, printable
 from watermark.keys import ScopeKeys
@@ -249,7 +249,7 @@ def _detect_one(
         decoy_seed=decoy_seed,
         unweighted=unweighted,
         weighted=weighted,
-        effect=_effect(mark, tally, reference, tested, scores),
+        effect=effect_of(tally, mark, reference=reference, tested=tested, scores=scores),
         concentration=concentration_of(leading, mark=mark, tally=tally, scores=scores),
         main_test=" and ".join(test.name for test in weighted) if weighted else unweighted.name,
         min_p_rank=min_p_rank,
@@ -280,15 +280,3 @@ def _unweighted(
         decoys=0 if decoy_sums is None else len(decoy_sums),
     )
     return count, min_log10_p(pairs, k=k)
-
-
-def _effect(
-    mark: Mark, tally: Tally, reference: Reference | None, tested: npt.NDArray[np.bool_], scores: npt.NDArray[Any]
-) -> EffectSize | None:
-    """Return the effect size, from the centred weights whatever test was made: to first order it has no bias."""
-    if reference is None or mark.strength is None:
-        return None
-    test = weighted_test(CENTRED.weigh(tally, reference).within(tested), mark=mark, tally=tally, scores=scores)
-    windows = np.zeros(len(tally.windows), dtype=np.bool_)
-    windows[tally.pair_window[tested]] = True
-    return effect_size(test.statistic, sd=test.sd, mark=mark, information=int(tally.information[windows].sum()))

@@ -44,12 +44,14 @@ import numpy.typing as npt
 from detect.centred import CENTRED
 from detect.corpus import Corpus
 from detect.e_values import Mixture, log_bets, mixture_for, tilt_information, tilt_scale
+from detect.effect import effect_of
 from detect.family import SCORE
 from detect.mark import GreenListMark, Mark
 from detect.multiplicity import e_to_p
 from detect.reference import Reference
 from detect.tally import UNIT, PromptPolicy, Tally, tally_of
 from detect.verdict import LEVEL
+from detect.weighted_test import EffectSize
 from detect.weighting import Weighting, Weights
 from watermark.errors import InputError, UsageError
 from watermark.prf import LANES
@@ -419,11 +421,26 @@ class SequentialTest:
         self._order = lane_order(mark.fingerprint, seed=lane_seed, lanes=_lanes_of(mark))
         self._process: EProcess | None = None
         self._reference: str | None = None
+        self._last: tuple[Tally, Reference | None] | None = None
 
     @property
     def looks(self) -> tuple[Look, ...]:
         """Those so far."""
         return tuple(self._process.looks) if self._process else ()
+
+    def effect(self) -> EffectSize | None:
+        """Return the effect size in the lanes open so far, in the text of the last look; None without a reference.
+
+        No score is looked at that the looks have not scored, so it may be seen while text is still collected.
+        """
+        if self._process is None or self._last is None:
+            return None
+        tally, reference = self._last
+        is_open = np.zeros(LANES, dtype=np.bool_)
+        is_open[list(self._process.opened)] = True
+        tested = self.mark.tested(tally) & is_open[tally.lanes][tally.pair_window]
+        # Closed lanes' scores are made with the others and go no further: their weights are 0.
+        return effect_of(tally, self.mark, reference=reference, tested=tested, scores=self.mark.scores(tally))
 
     @property
     def share_open(self) -> float:
@@ -496,6 +513,7 @@ class SequentialTest:
         share = float(self.shares[self._step(text.tokens) - 1])
         lanes = lanes_to_open(tally, weights, order=self._order, opened=self._process.opened, share=share)
         self._process.look(tally, weights, mark, lanes, responses=len(text.responses), tokens=text.tokens)
+        self._last = tally, reference
 
 
 def sequential_test(

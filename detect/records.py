@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,8 +50,17 @@ MAX_PROBLEMS = 20
 COLLECTION = "taggant/collection/1"
 
 
+#: Why an error of an endpoint is left out; the second where the same request was asked again and answered.
+_FAILED, _FAILED_FIRST = "an error of the endpoint", "an error of the endpoint, later answered"
+
+
 class LeftOutError(TaggantError):
     """A record that is well formed and no text's: a journal's header, or an error that it keeps."""
+
+    def __init__(self, reason: str, *, request: tuple[int, int] | None = None) -> None:
+        super().__init__(reason)
+        self.request = request
+        """Of an error, which request it is of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +75,8 @@ class Text:
     """The texts before it, each tokenised alone; None: not recorded."""
     role: str = "response"
     """"response", "assistant", "reasoning", "tool_call" or "text"."""
+    logprobs: object = None
+    """What an endpoint gave as log-probabilities, as it stands in the record: `detect.top_lists` reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +93,8 @@ class Document:
     """To whom it was served, as a ledger's export says."""
     tokenizer: str | None
     """The digest of the tokenizer that a server recorded."""
+    request: tuple[int, int] | None = None
+    """In a collection's journal, which request it answers: the prompt's place and the sample's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +170,13 @@ class Accounting:
         for what, count in other.notes.items():
             self.note(what, count)
         self.problems = sorted({*self.problems, *other.problems}, key=_place)[:MAX_PROBLEMS]
+
+    def exclude_otherwise(self, reason: str, *, instead_of: str, count: int = 1) -> None:
+        """Give so many records that were left out another reason."""
+        self.excluded[reason] = self.excluded.get(reason, 0) + count
+        self.excluded[instead_of] -= count
+        if not self.excluded[instead_of]:
+            del self.excluded[instead_of]
 
     def check(self) -> None:
         """Make sure that every record read is in exactly one column.
@@ -246,16 +267,22 @@ class Reader:
         self.bytes_done = self._bytes_before = 0
 
     def __iter__(self) -> Iterator[Document]:
+        failed: Counter[tuple[str, tuple[int, int]]] = Counter()
         for portion in self.portions(PORTION):
             for raw in portion.records():
                 self.accounting.read += 1
+                file = raw.name.rpartition(":")[0]
                 try:
                     document = self.parser.document(raw)
                 except LeftOutError as reason:
                     self.accounting.exclude(str(reason))
+                    if reason.request is not None:
+                        failed[file, reason.request] += 1
                 except InputError as error:
                     self.accounting.refuse(f"{raw.name}: {error}")
                 else:
+                    if document.request is not None and (errors := failed.pop((file, document.request), 0)):
+                        self.accounting.exclude_otherwise(_FAILED_FIRST, instead_of=_FAILED, count=errors)
                     yield document
         self.finish()
 
@@ -357,7 +384,7 @@ class RecordParser:
         if record.get("schema") == COLLECTION:
             raise LeftOutError("header of a collection's journal")
         if record.get("prompt_index") is not None and record.get("error") is not None:
-            raise LeftOutError("an error of the endpoint")
+            raise LeftOutError(_FAILED, request=_request(record))
         try:
             return self._of_record(raw.name, record)
         except RecursionError:
@@ -404,14 +431,22 @@ class RecordParser:
             response = text_of(record[given[answers[0]]], where[answers[0]]) if answers else None
             ids = _ids(record[given["token_ids"]], where["token_ids"]) if "token_ids" in given else None
             role = "text" if answers == ["text"] else "response"
-            texts = (Text(response=response, token_ids=ids, prompts=prompts, role=role),)
+            given_logprobs = record.get("logprobs")
+            texts = (Text(response=response, token_ids=ids, prompts=prompts, role=role, logprobs=given_logprobs),)
         recorded = [
             None if record.get(key) is None else text_of(record[key], key) for key in ("fingerprint", "tokenizer")
         ]
         # A field of this name in anybody's records may be anything.
         named = record.get("account")
         account = named if isinstance(named, str) else None
-        return Document(source=source, texts=texts, fingerprint=recorded[0], account=account, tokenizer=recorded[1])
+        return Document(
+            source=source,
+            texts=texts,
+            fingerprint=recorded[0],
+            account=account,
+            tokenizer=recorded[1],
+            request=_request(record),
+        )
 
     def _conversation(self, messages: object, where: str, before: tuple[str, ...]) -> tuple[Text, ...]:
         """Return each text that the model said, with the texts before it as its prompts."""
@@ -446,6 +481,12 @@ def _place(problem: str) -> tuple[str, int, str]:
     """Return the name and the line in front of a problem, and it."""
     place = _PLACE.match(problem)
     return (place[1], int(place[2] or 0), problem) if place else ("", 0, problem)
+
+
+def _request(record: Mapping[str, object]) -> tuple[int, int] | None:
+    """Return which request of a collection a record is of; None where it does not say."""
+    prompt, sample = record.get("prompt_index"), record.get("sample_index")
+    return (prompt, sample) if type(prompt) is int and type(sample) is int else None
 
 
 def _of_text(name: str, text: str) -> Document:

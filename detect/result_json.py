@@ -22,6 +22,7 @@ from detect.open_weight import OpenWeightResult
 from detect.reference_choice import Candidate
 from detect.study.table import Table
 from detect.supervised import SupervisedTest
+from detect.top_logprobs import LogprobsResult
 from detect.verdict import DOES_NOT_SAY
 from detect.warning import Warned
 from detect.weighted_test import WeightedTest
@@ -74,6 +75,7 @@ def model_json(
     candidates: Sequence[Candidate] = (),
     sequential: SequentialResult | None = None,
     supervised: SupervisedTest | None = None,
+    logprobs: LogprobsResult | None = None,
 ) -> JsonObject:
     """Return one key's result of `detect model`; *candidates* are the references of which one was used."""
     fields = asdict(result)
@@ -93,6 +95,13 @@ def model_json(
         else {
             **asdict(supervised),
             "never_served": {"name": supervised.never_served.name, **outcome_json(supervised.never_served)},
+        },
+        "logprobs": None
+        if logprobs is None
+        else {
+            **asdict(logprobs),
+            "test": {"name": logprobs.test.name, **outcome_json(logprobs.test)},
+            "accounting": logprobs.accounting.to_json(),
         },
         "tokenizer": tokenizer,
         **inputs_json(corpus),

@@ -20,6 +20,7 @@ from detect.open_weight import OpenWeightResult
 from detect.records import MAX_PROBLEMS, Accounting
 from detect.reference_choice import Candidate
 from detect.supervised import SupervisedTest
+from detect.top_logprobs import LogprobsResult
 from detect.verdict import DOES_NOT_SAY, Verdict
 from detect.warning import Warned
 from detect.weighted_test import WeightedTest
@@ -33,6 +34,7 @@ __all__ = [
     "demo_story",
     "does_not_say",
     "grid",
+    "logprobs_table",
     "model_tables",
     "p_value",
     "sequential_table",
@@ -199,6 +201,25 @@ def supervised_table(result: SupervisedTest) -> RenderableType:
             + ("" if result.accounts is None else f"; of {result.accounts:,} accounts")
         ),
         table,
+    )
+
+
+def logprobs_table(result: LogprobsResult) -> RenderableType:
+    """Return the test of an endpoint's log-probabilities."""
+    test = result.test
+    table = grid("test", "pairs", "z", "p", "decoy rank")
+    rank = decoy_rank(test.decoy_rank, test.decoys)
+    table.add_row(test.name, f"{test.pairs:,}", f"{test.z:.1f}", "<= " + p_value(test.log10_p), rank)
+    return Group(
+        Text(
+            f"\nlog-probabilities at {result.contexts:,} positions, {result.windows:,} distinct windows; "
+            f"{result.dropped_suspect:.0%} of the suspect's mass is not listed; minus {printable(result.reference)}"
+        ),
+        table,
+        Text(
+            "this p is by itself: name beforehand which one counts, or count the smaller of it and the one above twice"
+        ),
+        accounting_text(result.accounting),
     )
 
 

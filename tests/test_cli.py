@@ -875,3 +875,32 @@ def test_the_reference_names_every_exit_code_and_variable() -> None:
         assert f"\n| {code} |" in page
     for variable in ("TAGGANT_DEBUG", "TIKTOKEN_CACHE_DIR", "NUMBA_CACHE_DIR", "HF_HUB_OFFLINE"):
         assert f"`{variable}`" in page
+
+
+def test_log_probabilities_are_tested_beside_the_outputs(run: Run, files: Path) -> None:
+    """Of a suspect that lists what it says with p 0.9, and something else."""
+    tokenizer = _load_once("smollm2")
+    lines = []
+    for number in range(3):
+        text = f"{number}. {ANSWER}"
+        pieces = [tokenizer.token_bytes(int(i)).decode() for i in tokenizer.encode(text)]
+        given = [{"token": p, "logprob": -0.1, "top_logprobs": [{"token": p, "logprob": -0.1}]} for p in pieces]
+        lines.append({"prompt": f"{number}?", "response": text, "logprobs": given})
+    lines.append({"prompt": "3?", "response": ANSWER})
+    (files / "listed.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = ("detect", "model", "listed.jsonl", *KEY, "--decoys", "19", "--logprobs")
+    found = run(*arguments, "--json").json
+    given = found["logprobs"]
+    assert given["accounting"]["scored"] == 3
+    assert given["accounting"]["excluded"] == {"no log-probabilities": 1}
+    assert found["accounting"]["scored"] == 4
+    assert found["texts_scored_by_recorded_ids"] == 3
+    assert given["test"]["name"] == "log-probabilities"
+    assert given["test"]["log10_p"] <= 0
+    assert given["reference"] == "the suspect on the whole"
+    shown = run(*arguments)
+    assert shown.code == 0
+    assert "log-probabilities at " in shown.out
+    assert run(*MODEL, "--logprobs", "--retokenize").code == 2
+    assert "none of" in run(*MODEL, "--logprobs").complaint
+    assert run(*MODEL, "--json").json["logprobs"] is None

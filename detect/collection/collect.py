@@ -1,7 +1,9 @@
 """Ask an endpoint every planned request, keep whatever it answers, and stop in time.
 
 Requests are asked in the plan's order, several at once. Each answer or error is in the journal before its worker asks
-another, so that a collection that was killed goes on where it stopped, and loses and repeats nothing.
+another, so that a collection that was killed goes on where it stopped, and loses and repeats nothing. Requests that
+failed are asked again when a collection is gone on with, after those that were never asked: what fails for good does
+not stand in the way of the rest.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ class Stopped(Enum):
     """Why a collection ended."""
 
     COMPLETE = "every planned request is answered"
+    FAILED = "every planned request was asked, and some failed"
     EVIDENCE = "the evidence suffices"
     FUTILE = "more of the plan would hardly help: a fifth of the evidence is open and e is below 1"
     BUDGET = "the budget is reached"
@@ -66,6 +69,9 @@ class Collection:
     planned: int
     answered: int = 0
     errors: int = 0
+    """In all; a request may have several before its answer."""
+    failed: int = 0
+    """Requests that were asked and have no answer yet."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     models: dict[str, int] = field(default_factory=dict)
@@ -79,7 +85,7 @@ class Collection:
     @property
     def done(self) -> int:
         """Requests that are in the journal."""
-        return self.answered + self.errors
+        return self.answered + self.failed
 
     @property
     def changed(self) -> bool:
@@ -141,7 +147,7 @@ async def collect(
     look: Callable[[], Stopped | None] = lambda: None,
     on_record: Callable[[Collection], None] = lambda collection: None,
 ) -> Outcome:
-    """Ask what is not in the journal yet.
+    """Ask what has no answer in the journal yet.
 
     Args:
         endpoint: of whom.
@@ -152,7 +158,7 @@ async def collect(
         per_minute: requests begun at most.
         budget: what may be spent.
         look: called when a request came into the journal, and once before the first; says whether to stop.
-        on_record: told of the state after each record.
+        on_record: told of the state after each record, and the look that it made due.
 
     Raises:
         FatalAnswerError: the endpoint refuses for good; what was answered is in the journal.
@@ -161,14 +167,15 @@ async def collect(
     planned = [Request(p, s) for p in range(len(prompts)) for s in range(samples)]
     spent = budget or Budget()
     state = Collection(planned=len(planned))
-    for request in sorted(journal.records):
-        state.count(journal.records[request])
-    state.in_a_row = 0
+    for record in (*journal.errors, *journal.answers.values()):
+        state.count(record)
+    state.failed, state.in_a_row = len(journal.failed), 0
     on_record(state)
     pace = _Pace(per_minute)
-    todo = iter([request for request in planned if request not in journal.records])
+    unanswered = [request for request in planned if request not in journal.answers]
+    todo = iter(sorted(unanswered, key=lambda request: journal.failed[request]))
     stopped: list[Stopped] = []
-    if journal.records and (before := look()) is not None:
+    if journal.answers and (before := look()) is not None:
         stopped.append(before)
 
     async def work(client: Any) -> None:
@@ -186,13 +193,15 @@ async def collect(
                 answer = await endpoint.ask(client, prompt, request.sample_index)
             finally:
                 state.waiting -= 1
-            journal.add(request, _record(prompt, answer))
-            state.count(journal.records[request])
-            on_record(state)
+            record = _record(prompt, answer)
+            journal.add(request, record)
+            state.count(record)
+            state.failed = len(journal.failed)
             if state.in_a_row >= MOST_FAILURES:
                 stopped.append(Stopped.FAILURES)
             elif (reason := look()) is not None:
                 stopped.append(reason)
+            on_record(state)
 
     async with endpoint.client(concurrency) as client:
         tasks = [asyncio.create_task(work(client)) for _ in range(max(1, concurrency))]
@@ -205,7 +214,7 @@ async def collect(
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
     return Outcome(
-        stopped=stopped[0] if stopped else Stopped.COMPLETE,
+        stopped=stopped[0] if stopped else Stopped.FAILED if state.failed else Stopped.COMPLETE,
         collection=state,
         cost=spent.cost(state.prompt_tokens, state.completion_tokens),
     )

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from detect.collection.collect import Budget, Collection, Outcome, Stopped, collect, header_of
 from detect.collection.endpoint import Endpoint
@@ -21,6 +21,7 @@ from detect.e_process import SequentialResult, SequentialTest
 from detect.mark import Mark
 from detect.reference import Reference
 from detect.result_tables import p_value
+from detect.weighted_test import EffectSize
 from watermark import __version__
 from watermark.errors import KeyringError, UsageError, printable
 from watermark.generation import read_prompts
@@ -28,10 +29,13 @@ from watermark.keys import Secret
 from watermark.secret_file import check_mode
 from watermark.tokenizer import Tokenizer
 
-__all__ = ["Asked", "Collected", "Watched", "run_collection"]
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Asked", "Collected", "Watched", "progress_table", "run_collection"]
 
 #: Exit codes by why a collection ended; the others are 0.
-_UNFINISHED: Final = {Stopped.BUDGET: 7, Stopped.FAILURES: 7, Stopped.INTERRUPTED: 130}
+_UNFINISHED: Final = {Stopped.BUDGET: 7, Stopped.FAILURES: 7, Stopped.FAILED: 7, Stopped.INTERRUPTED: 130}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +131,8 @@ class Collected:
     journal: Path
     outcome: Outcome
     evidence: SequentialResult | None
+    effect: EffectSize | None = None
+    """In the lanes that the looks opened."""
 
     @property
     def exit_code(self) -> int:
@@ -136,12 +142,13 @@ class Collected:
     def lines(self) -> list[str]:
         """Return it in words."""
         state = self.outcome.collection
-        left = state.planned - state.done
+        left = state.planned - state.answered
+        failed = f" ({state.failed:,} of them failed)" if state.failed else ""
         lines = [
             f"{printable(self.journal)}: {state.done:,} of {state.planned:,} requests: {state.answered:,} answers, "
             f"{state.errors:,} errors; {state.prompt_tokens:,} prompt and {state.completion_tokens:,} answer tokens",
             f"ended: {self.outcome.stopped.value}"
-            + (f"; {left:,} requests are left, and the same command goes on with them" if left else ""),
+            + (f"; {left:,} requests are left{failed}, and the same command goes on with them" if left else ""),
         ]
         if state.last_error is not None:
             lines.append(f"the last error: {printable(state.last_error, 300)}")
@@ -157,6 +164,8 @@ class Collected:
                 f"evidence: e = 10^{found.log10_e:.2f}, p <= {p_value(found.log10_p)} at any time (level "
                 f"{found.level:g}), after {len(found.looks)} looks at {of_plan}"
             )
+            if self.effect is not None:
+                lines.append(f"effect size: {_tau(self.effect)}, in the lanes that were opened")
             lines.append(
                 f"Repeat it: taggant detect model {printable(self.journal)} --keyring KEYRING --retokenize "
                 f"--planned-tokens {found.planned_tokens} --looks LOOKS"
@@ -173,6 +182,7 @@ class Collected:
             "collection": asdict(self.outcome.collection),
             "cost": self.outcome.cost,
             "evidence": None if self.evidence is None else asdict(self.evidence),
+            "effect": None if self.effect is None else asdict(self.effect),
         }
 
 
@@ -214,7 +224,12 @@ def run_collection(asked: Asked, out: Path, *, watched: Watched | None) -> Colle
                     )
                 )
             )
-    return Collected(journal=out, outcome=outcome, evidence=None if live is None else live.test.result())
+    return Collected(
+        journal=out,
+        outcome=outcome,
+        evidence=None if live is None else live.test.result(),
+        effect=None if live is None else live.effect,
+    )
 
 
 async def _interruptible(work: Any) -> Outcome:
@@ -228,37 +243,50 @@ async def _interruptible(work: Any) -> Outcome:
     return outcome
 
 
+def _tau(effect: EffectSize) -> str:
+    return f"tau {effect.tau:.2f} (95%: {effect.low:.2f} to {effect.high:.2f}) of the teacher's tilt"
+
+
 @contextlib.contextmanager
 def _display(live: LiveEvidence | None, budget: Budget) -> Iterator[Callable[[Collection], None]]:
     """Show how far it is, on standard error, where that is a terminal."""
     from rich.console import Console
     from rich.live import Live
-    from rich.table import Table
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda state: None
         return
 
-    def table(state: Collection) -> Table:
-        grid = Table.grid(padding=(0, 2))
-        grid.add_row(
-            "requests", f"{state.done:,} of {state.planned:,}, {state.errors:,} errors, {state.waiting} under way"
-        )
-        grid.add_row("tokens", f"{state.prompt_tokens:,} prompt, {state.completion_tokens:,} answer")
-        if budget.price_in or budget.price_out:
-            cost = budget.cost(state.prompt_tokens, state.completion_tokens)
-            grid.add_row("cost", f"{cost:.2f}" + (f" of {budget.money:.2f}" if budget.money is not None else ""))
-        if live is not None:
-            grid.add_row("looks", f"{len(live.test.looks)} of {live.test.steps}, {live.tokens:,} tokens")
-            if live.test.looks:
-                last = live.test.looks[-1]
-                grid.add_row("e-value", f"10^{last.log10_e:.2f}")
-                grid.add_row("p at any time", f"<= {p_value(last.log10_p)} (until {live.test.level:g})")
-                grid.add_row("tokens to go", f"{max(0, live.test.planned - live.tokens):,} of the plan at most")
-        if state.changed:
-            grid.add_row("[bold red]model changed[/]", ", ".join(printable(name, 60) for name in state.models))
-        return grid
-
     with Live(console=console, refresh_per_second=4, transient=True) as shown:
-        yield lambda state: shown.update(table(state))
+        yield lambda state: shown.update(progress_table(state, live, budget))
+
+
+def progress_table(state: Collection, live: LiveEvidence | None, budget: Budget) -> Table:
+    """Return what is shown while it collects."""
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    # Names are never cut; what stands beside them is folded where a terminal is narrow.
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(
+        "requests",
+        f"{state.answered:,} of {state.planned:,} answered, {state.failed:,} failed, {state.waiting} under way",
+    )
+    grid.add_row("tokens", f"{state.prompt_tokens:,} prompt, {state.completion_tokens:,} answer")
+    if budget.price_in or budget.price_out:
+        cost = budget.cost(state.prompt_tokens, state.completion_tokens)
+        grid.add_row("cost", f"{cost:.2f}" + (f" of {budget.money:.2f}" if budget.money is not None else ""))
+    if live is not None:
+        grid.add_row("looks", f"{len(live.test.looks)} of {live.test.steps}, {live.tokens:,} tokens")
+        if live.test.looks:
+            last = live.test.looks[-1]
+            grid.add_row("e-value", f"10^{last.log10_e:.2f}")
+            grid.add_row("p at any time", f"<= {p_value(last.log10_p)} (until {live.test.level:g})")
+            effect = "none without a reference" if live.effect is None else _tau(live.effect)
+            grid.add_row("effect size", effect)
+            grid.add_row("tokens to go", f"{max(0, live.test.planned - live.tokens):,} of the plan at most")
+    if state.changed:
+        grid.add_row("[bold red]model changed[/]", ", ".join(printable(name, 60) for name in state.models))
+    return grid

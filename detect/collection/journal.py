@@ -1,4 +1,7 @@
-"""The journal of a collection: a header, then one JSON object a request, each on the disk before the next is asked.
+"""The journal of a collection: a header, then a JSON object an answer or error, on the disk before the next is asked.
+
+A request that failed is asked again when the collection is gone on with: its error stays as history, and what comes of
+it is a further line. A request is answered once at most, and nothing comes after its answer.
 
 A journal is an input of every `taggant detect` command and of `taggant evidence score`. Its header says what was asked
 of whom, without a secret; taken up again under another header it is refused. A line that a crash cut off was
@@ -10,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +45,9 @@ class Journal:
         header: what this collection is, without its schema.
 
     Attributes:
-        records: by request, in no order.
+        answers: by request, in the order of their arrival, which is that of the file.
+        failed: the requests that have no answer yet, each with how often it failed.
+        errors: in all, in the order of the file.
 
     Raises:
         UsageError: the file is another collection's, or another process writes to it.
@@ -50,7 +56,9 @@ class Journal:
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self.path = path
-        self.records: dict[Request, dict[str, Any]] = {}
+        self.answers: dict[Request, dict[str, Any]] = {}
+        self.failed: Counter[Request] = Counter()
+        self.errors: list[dict[str, Any]] = []
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(path, "a+b", buffering=0)
@@ -76,12 +84,24 @@ class Journal:
         self._file.close()
 
     def add(self, request: Request, record: Mapping[str, Any]) -> None:
-        """Write what became of a request; it is on the disk when this returns."""
-        if request in self.records:
-            raise ValueError(f"{request} is in the journal already")
+        """Write what became of a request; it is on the disk when this returns.
+
+        Raises:
+            ValueError: it is answered already.
+        """
+        if request in self.answers:
+            raise ValueError(f"{request} is answered in the journal already")
         whole = {"prompt_index": request.prompt_index, "sample_index": request.sample_index, **record}
         self._write(whole)
-        self.records[request] = whole
+        self._count(request, whole)
+
+    def _count(self, request: Request, record: dict[str, Any]) -> None:
+        if record.get("error") is not None:
+            self.failed[request] += 1
+            self.errors.append(record)
+        else:
+            self.answers[request] = record
+            self.failed.pop(request, None)
 
     def _write(self, value: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(value, ensure_ascii=True).encode() + b"\n")
@@ -118,9 +138,9 @@ class Journal:
         for number, line in enumerate(lines[1:], start=2):
             record = self._parsed(line, number)
             request = Request(record["prompt_index"], record["sample_index"])
-            if request in self.records:
+            if request in self.answers:
                 raise InputError(f"{printable(self.path)}:{number}: a request that was answered before")
-            self.records[request] = record
+            self._count(request, record)
 
     def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
         try:

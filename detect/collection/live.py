@@ -19,6 +19,7 @@ from detect.e_process import SequentialTest
 from detect.mark import Mark
 from detect.records import Reader
 from detect.reference import Reference
+from detect.weighted_test import EffectSize
 from watermark.tokenizer import Tokenizer
 
 __all__ = ["FUTILE_SHARE", "LiveEvidence"]
@@ -53,14 +54,15 @@ class LiveEvidence:
         self._mark = mark
         self._reference_of = reference_of
         self._counted = 0
+        self.effect: EffectSize | None = None
+        """In the lanes open so far; None without a reference."""
         self.tokens = 0
         """In the answers, each tokenised from its text."""
 
     def __call__(self) -> Stopped | None:
         """Take the looks that are due, and say whether to stop."""
-        for record in itertools.islice(self._journal.records.values(), self._counted, None):
-            if record.get("error") is None:
-                self.tokens += len(self._tokenizer.encode(record["response"]))
+        for record in itertools.islice(self._journal.answers.values(), self._counted, None):
+            self.tokens += len(self._tokenizer.encode(record["response"]))
             self._counted += 1
         if self.test.due(min(self.tokens, self.test.planned)):
             self._advance()
@@ -79,8 +81,10 @@ class LiveEvidence:
                 ends.append(ends[-1] + len(ids))
             corpus = corpus.first(sum(end <= self.test.planned for end in ends) - 1)
         self.test.advance(corpus, None if self._reference_of is None else self._reference_of(corpus))
+        self.effect = self.test.effect()
 
     def _corpus(self) -> Corpus:
-        lines = [json.dumps(record) for record in self._journal.records.values()]
+        # Log-probabilities are a hundred times the text, and no look is at them.
+        lines = [json.dumps({**record, "logprobs": None}) for record in self._journal.answers.values()]
         reader = Reader(["-"], stdin=io.BytesIO("".join(f"{line}\n" for line in lines).encode()))
         return read_corpus(reader, self._tokenizer, window=self._mark.window)

@@ -31,7 +31,8 @@ def prompt_lines(prompts: bytes) -> list[object]:
 def departures(outputs: bytes, prompts: bytes, plan: Plan) -> tuple[str, ...]:
     """Return in what the outputs depart from the plan; nothing if each planned request is answered once.
 
-    A line with ``prompt_index`` and ``sample_index`` answers one request, be it by an error. Other lines (a journal's
+    A line with ``prompt_index`` and ``sample_index`` answers one request, be it by an error. A request that failed may
+    have been asked again: further lines may come after an error, and none after an answer. Other lines (a journal's
     header, say) answer none.
 
     Raises:
@@ -39,6 +40,7 @@ def departures(outputs: bytes, prompts: bytes, plan: Plan) -> tuple[str, ...]:
     """
     asked = prompt_lines(prompts)
     seen: set[tuple[int, int]] = set()
+    answered: set[tuple[int, int]] = set()
     wrong: list[str] = []
     stray = 0
     for number, line in enumerate(outputs.split(b"\n"), start=1):
@@ -52,11 +54,13 @@ def departures(outputs: bytes, prompts: bytes, plan: Plan) -> tuple[str, ...]:
             continue
         if not (0 <= prompt < len(asked) and 0 <= sample < plan.samples_per_prompt):
             wrong.append(f"line {number} answers a request that was not planned: prompt {prompt}, sample {sample}")
-        elif (prompt, sample) in seen:
+        elif (prompt, sample) in answered:
             wrong.append(f"line {number} answers prompt {prompt}, sample {sample} a second time")
         elif record.get("prompt") != asked[prompt]:
             wrong.append(f"line {number} has another prompt than prompt {prompt} of the plan")
         seen.add((prompt, sample))
+        if record.get("error") is None:
+            answered.add((prompt, sample))
     if stray:
         wrong.append(f"{stray:,} answers do not say which request they answer (prompt_index, sample_index)")
     missing = plan.stopping.planned_responses - len(seen)

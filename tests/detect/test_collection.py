@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -9,8 +11,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import builders
@@ -20,18 +24,24 @@ import pytest
 pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 
+from rich.console import Console
+from rich.table import Table
 from student_server import Student, StudentServer, served
 
-from detect.collection.collect import MOST_FAILURES, Budget, Stopped
-from detect.collection.command import Asked, Collected, Watched, run_collection
+from detect.collection.collect import MOST_FAILURES, Budget, Collection, Stopped
+from detect.collection.command import Asked, Collected, Watched, progress_table, run_collection
 from detect.collection.endpoint import Endpoint, FatalAnswerError
 from detect.collection.journal import Journal, Request
 from detect.collection.prompts import DOMAINS, made_prompts
-from detect.corpus import read_corpus
+from detect.corpus import Corpus, read_corpus
+from detect.distillation import detect_model
 from detect.e_process import sequential_test
+from detect.evidence.accounting import departures
 from detect.mark import GreenListMark
 from detect.records import Reader
-from watermark.errors import UsageError
+from detect.reference import Reference
+from detect.reference_choice import ReferenceChoice
+from watermark.errors import InputError, UsageError
 from watermark.keys import ScopeKeys
 from watermark.tokenizer import load
 
@@ -144,6 +154,58 @@ def test_evidence_stops_early_and_is_what_the_journal_says(student: Student, tmp
     assert (again.decided_at, again.log10_p) == (done.evidence.decided_at, done.evidence.log10_p)
 
 
+def test_the_effect_size_beside_the_looks_is_that_of_the_whole_text_at_the_end(
+    student: Student, twin: Student, tmp_path: Path
+) -> None:
+    keys, out, clean = scope(), tmp_path / "journal.jsonl", tmp_path / "clean.jsonl"
+    clean.write_text("".join(json.dumps({"response": twin.say(40, seed)}) + "\n" for seed in range(300)))
+
+    def reference_of(corpus: Corpus) -> Reference:
+        choice = ReferenceChoice(files=(str(clean),))
+        chosen = choice.make(
+            corpus,
+            TOKENIZER,
+            window=1,
+            fingerprints=frozenset(),
+            read=lambda file: read_corpus(Reader([file]), TOKENIZER, window=1),
+        )
+        assert chosen is not None
+        return chosen.reference
+
+    shown: list[str] = []
+
+    def show(state: Collection, live: Any, budget: Budget) -> Table:
+        table = progress_table(state, live, budget)
+        for width in (80, 120):
+            console = Console(width=width, file=io.StringIO())
+            console.print(table)
+            assert isinstance(console.file, io.StringIO)
+            shown.append(console.file.getvalue())
+        return table
+
+    with served(StudentServer(student)) as url, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detect.collection.command._display", lambda live, budget: _shown_with(show, live, budget))
+        looked = replace(watched(keys, level=1e-300, planned=60 * WORDS_SAID), reference_of=reference_of)
+        done = run_collection(asked(url, tmp_path, prompts=60, price_out=5.0, budget_money=1.0), out, watched=looked)
+    assert done.outcome.stopped is Stopped.COMPLETE
+    corpus = read_corpus(Reader([out]), TOKENIZER, window=1)
+    whole = detect_model(corpus, [keys], reference=reference_of(corpus), decoys=0)[0].effect
+    assert done.effect == whole
+    assert whole is not None
+    assert whole.low > 0
+    assert any(line.startswith("effect size: tau ") for line in done.lines())
+    assert max(len(line) for text in shown[::2] for line in text.splitlines()) <= 80
+    for text in shown[-2:]:
+        for name in ("requests", "tokens", "cost", "looks", "e-value", "p at any time", "effect size", "tokens to go"):
+            assert f"{name} " in text
+        assert f"tau {whole.tau:.2f} (95%: {whole.low:.2f} to {whole.high:.2f}) of the teacher's tilt" in text
+
+
+@contextlib.contextmanager
+def _shown_with(show: Any, live: Any, budget: Budget) -> Iterator[Any]:
+    yield lambda state: show(state, live, budget)
+
+
 def test_a_resumed_collection_takes_its_looks_up(student: Student, tmp_path: Path) -> None:
     keys, out = scope(), tmp_path / "journal.jsonl"
     with served(StudentServer(student)) as url:
@@ -245,6 +307,95 @@ def test_a_server_that_is_busy_for_a_while_is_waited_for(student: Student, tmp_p
     assert done.outcome.stopped is Stopped.COMPLETE
     assert done.outcome.collection.errors == 0
     assert max(record["tries"] for record in records(out)[1:]) > 1
+
+
+def test_what_failed_is_asked_again_when_a_collection_goes_on(student: Student, tmp_path: Path) -> None:
+    server, out = StudentServer(student, manner="broken"), tmp_path / "journal.jsonl"
+    with served(server) as url:
+        settings = asked(url, tmp_path, retries=0)
+        down = run_collection(settings, out, watched=None)
+        assert (down.outcome.stopped, down.exit_code) == (Stopped.FAILURES, 7)
+        history = out.read_bytes()
+        assert down.outcome.collection.failed == down.outcome.collection.errors >= MOST_FAILURES
+        assert f"40 requests are left ({down.outcome.collection.failed} of them failed)" in down.lines()[1]
+        server.manner = None
+        up = run_collection(settings, out, watched=None)
+    assert (up.outcome.stopped, up.exit_code) == (Stopped.COMPLETE, 0)
+    assert (up.outcome.collection.answered, up.outcome.collection.failed) == (40, 0)
+    assert out.read_bytes().startswith(history)
+    _, *lines = records(out)
+    answered = Counter(record["prompt_index"] for record in lines if "error" not in record)
+    assert answered == Counter(range(40))
+    errors = sum("error" in record for record in lines)
+    assert errors == up.outcome.collection.errors == len(history.splitlines()) - 1
+    # Those never asked come first: what fails for good does not stand in the way.
+    again = {record["prompt_index"] for record in lines if "error" in record}
+    order = [record["prompt_index"] for record in lines if "error" not in record]
+    assert set(order[: 40 - len(again)]).isdisjoint(again) or len(again) > 40 - 4
+    reader = Reader([out])
+    corpus = read_corpus(reader, TOKENIZER, window=1)
+    assert len(corpus.responses) == reader.accounting.scored == 40
+    assert reader.accounting.excluded == {
+        "header of a collection's journal": 1,
+        "an error of the endpoint, later answered": errors,
+    }
+    reader.accounting.check()
+
+
+def test_a_request_that_fails_for_good_leaves_the_collection_unfinished(student: Student, tmp_path: Path) -> None:
+    server, out = StudentServer(student, manner="never the first"), tmp_path / "journal.jsonl"
+    with served(server) as url:
+        for again in range(1, 4):
+            done = run_collection(asked(url, tmp_path, prompts=5, retries=0), out, watched=None)
+            assert (done.outcome.stopped, done.exit_code) == (Stopped.FAILED, 7)
+            state = done.outcome.collection
+            assert (state.answered, state.failed, state.errors) == (4, 1, again)
+    assert len(records(out)) == 1 + 4 + 3
+    reader = Reader([out])
+    assert len(list(reader)) == 4
+    assert reader.accounting.excluded["an error of the endpoint"] == 3
+
+
+def test_a_journal_holds_one_answer_a_request_and_nothing_after_it(tmp_path: Path) -> None:
+    header, path = {"endpoint": "x", "model": "m"}, tmp_path / "j.jsonl"
+    failed, said = {"prompt": "a", "response": "", "error": "HTTP 503"}, {"prompt": "a", "response": "b"}
+    with Journal(path, header) as journal:
+        for record in (failed, failed, said):
+            journal.add(Request(0, 0), record)
+        assert (len(journal.answers), journal.failed, len(journal.errors)) == (1, {}, 2)
+        with pytest.raises(ValueError, match="answered"):
+            journal.add(Request(0, 0), failed)
+    with Journal(path, header) as journal:
+        assert (len(journal.answers), journal.failed, len(journal.errors)) == (1, {}, 2)
+    for extra in (failed, said):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"prompt_index": 0, "sample_index": 0, **extra}) + "\n")
+        with pytest.raises(InputError, match="answered before"):
+            Journal(path, header)
+
+
+def test_killed_between_an_error_and_its_answer(student: Student, tmp_path: Path) -> None:
+    server, out = StudentServer(student, manner="broken", delay=0.01), tmp_path / "journal.jsonl"
+    with served(server) as url:
+        asked(url, tmp_path, prompts=60)
+        command = [sys.executable, "-c", "import cli; cli.main()", "collect", url, "--model", "student"]
+        command += ["--out", str(out), "--prompts", str(tmp_path / "prompts.txt"), "--max-tokens", "10"]
+        command += ["--retries", "0"]
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 7
+        errors = len(out.read_bytes().splitlines()) - 1
+        server.manner = None
+        for _ in range(2):
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            begun, deadline = out.read_bytes().count(b"\n"), time.monotonic() + 60
+            while time.monotonic() < deadline and out.read_bytes().count(b"\n") < begun + 20:
+                time.sleep(0.005)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    _, *lines = records(out)
+    assert sorted(r["prompt_index"] for r in lines if "error" not in r) == list(range(60))
+    assert sum("error" in r for r in lines) == errors
+    assert 60 <= sum(server.asked.values()) - errors <= 60 + 2 * 4
 
 
 def test_a_refusal_is_an_answer(student: Student, tmp_path: Path) -> None:
@@ -365,3 +516,21 @@ def test_what_a_collection_says_is_in_words(student: Student, tmp_path: Path) ->
     assert isinstance(done, Collected)
     assert done.lines()[0].endswith("4 of 4 requests: 4 answers, 0 errors; 28 prompt and 160 answer tokens")
     assert done.lines()[1] == "ended: every planned request is answered"
+
+
+def test_a_plan_is_kept_where_errors_were_answered_later() -> None:
+    plan: Any = SimpleNamespace(samples_per_prompt=1, stopping=SimpleNamespace(planned_responses=2, rule="fixed"))
+    prompts = b'{"prompt": "a"}\n{"prompt": "b"}\n'
+
+    def lines(*said: tuple[int, str | None]) -> bytes:
+        found = [
+            {"prompt_index": i, "sample_index": 0, "prompt": "ab"[i], "response": "", "error": error}
+            for i, error in said
+        ]
+        return "".join(json.dumps(line) + "\n" for line in found).encode()
+
+    assert departures(lines((0, "down"), (1, None), (0, "down"), (0, None)), prompts, plan) == ()
+    assert departures(lines((0, "down"), (1, None)), prompts, plan) == ()
+    for after in (None, "down"):
+        wrong = departures(lines((0, None), (1, None), (0, after)), prompts, plan)
+        assert wrong == ("line 3 answers prompt 0, sample 0 a second time",)

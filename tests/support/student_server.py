@@ -36,7 +36,8 @@ class Student:
         for text in texts:
             said = [number[word] for word in text.split()]
             np.add.at(counts, (said[:-1], said[1:]), 1.0)
-        self._edges = (counts / counts.sum(axis=1, keepdims=True)).cumsum(axis=1)
+        self.p = counts / counts.sum(axis=1, keepdims=True)
+        self._edges = self.p.cumsum(axis=1)
 
     @classmethod
     def taught(cls, keys: ScopeKeys | None, tokenizer: Tokenizer, *, seed: int = 5) -> Student:
@@ -48,6 +49,17 @@ class Student:
         while len(said) < words:
             said.append(min(len(WORDS) - 1, int(np.searchsorted(self._edges[said[-1]], random.random()))))
         return " " + " ".join(WORDS[i] for i in said)
+
+    def top(self, text: str, k: int) -> list[tuple[str, float, list[tuple[str, float]]]]:
+        """For each word of a text: it, its log-probability, and the k likeliest words with theirs."""
+        number = {word: i for i, word in enumerate(WORDS)}
+        row, found = np.full(len(WORDS), 1 / len(WORDS)), []
+        for word in text.split():
+            best = np.argsort(-row, kind="stable")[:k]
+            listed = [(f" {WORDS[i]}", float(np.log(row[i]))) for i in best]
+            found.append((f" {word}", float(np.log(row[number[word]])), listed))
+            row = self.p[number[word]]
+        return found
 
 
 class StudentServer:
@@ -72,12 +84,16 @@ class StudentServer:
         self.asked[prompt] += 1
         if self.delay:
             await asyncio.sleep(self.delay)
+        if self.manner == "never the first" and prompt.endswith("number 0."):
+            return JSONResponse({"error": "filtered"}, 400)
         bad = self.misbehave()
         if bad is not None:
             return bad
         text = self.student.say(body["max_tokens"], seed=zlib.crc32(f"{prompt}{self.asked[prompt]}".encode()))
         choice: dict[str, Any] = {"index": 0, "finish_reason": "length"}
         choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        if body.get("logprobs"):
+            choice["logprobs"] = logprobs_of(self.student.top(text, body["top_logprobs" if chat else "logprobs"]), chat)
         model = "student-2" if self.manner == "model changes" and self.requests > 10 else "student"
         return JSONResponse(
             {
@@ -121,6 +137,29 @@ class StudentServer:
         if manner == "refuses":
             return JSONResponse({"choices": [{"message": {"content": None, "refusal": "I can't."}}]})
         return None
+
+
+def logprobs_of(said: list[tuple[str, float, list[tuple[str, float]]]], chat: bool) -> dict[str, Any]:
+    """Return log-probabilities as the chat endpoint gives them, or as the older one does."""
+    if chat:
+
+        def entry(token: str, logprob: float) -> dict[str, Any]:
+            return {"token": token, "bytes": list(token.encode()), "logprob": logprob}
+
+        return {
+            "content": [
+                {**entry(token, logprob), "top_logprobs": [entry(*each) for each in listed]}
+                for token, logprob, listed in said
+            ]
+        }
+    starts = np.cumsum([0, *(len(token) for token, _, _ in said)])[:-1]
+    return {
+        "tokens": [token for token, _, _ in said],
+        "token_logprobs": [logprob for _, logprob, _ in said],
+        # The older endpoint lists the token said beside the likeliest.
+        "top_logprobs": [{**dict(listed), token: logprob} for token, logprob, listed in said],
+        "text_offset": starts.tolist(),
+    }
 
 
 async def _slowly() -> AsyncIterator[bytes]:
