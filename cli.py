@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from detect.supervised import SupervisedTest
     from detect.tally_build import Build
     from detect.tally_file import TallyFile
+    from detect.tally_reference import ReferenceReader
     from detect.top_logprobs import LogprobsResult
     from detect.weighting import Weighting
     from watermark.tokenizer import Tokenizer
@@ -1917,6 +1918,16 @@ def tally_build(
     prompts: TallyPrompts = Prompts.own,
     keep_duplicates: KeepDuplicatesOption = False,
     near_duplicates: NearDuplicatesOption = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Clean text, of which an n-gram model's mass is tallied too: for the weighted tests."
+        ),
+    ] = None,
+    reference_model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME_OR_FOLDER", help="A model that reads each text, for the same (extra hf)."),
+    ] = None,
     workers: WorkersOption = 0,
     checkpoint_seconds: Annotated[float, typer.Option(min=0, help="Time between checkpoints at least.")] = 60.0,
     daft: Annotated[bool, typer.Option("--daft", help="Let Daft's engine schedule the files (extra daft).")] = False,
@@ -1938,7 +1949,7 @@ def tally_build(
     from detect.portions import Sifter
     from detect.records import Fields
     from detect.tally import PromptPolicy
-    from detect.tally_build import Build, build_tally
+    from detect.tally_build import PORTION, Build, build_tally
     from detect.terminal import reading
 
     chosen = _tokenizer(tokenizer)
@@ -1953,11 +1964,15 @@ def tally_build(
         ),
         retokenize=retokenize,
     )
+    reader = _reference_reader(sifter, reference, reference_model)
     build = Build(
         capacity=capacity,
         keep_duplicates=keep_duplicates,
-        workers=_workers(workers, inputs),
+        # A model uses all cores by itself, and takes long for what a worker is given otherwise.
+        workers=_workers(workers, inputs) if reference_model is None else 1,
+        portion=PORTION if reference_model is None else PORTION // 64,
         every=checkpoint_seconds,
+        reference=reader,
     )
     if daft or ray is not None:
         from detect.daft_plan import build_tally_on_daft
@@ -1979,6 +1994,34 @@ def tally_build(
             inputs, sifter, out=out, build=build, max_malformed=max_malformed, progress=progress, resumed=_resumed
         )
     _show_tally(built, json=json)
+
+
+def _reference_reader(sifter: Sifter, reference: str | None, model: str | None) -> ReferenceReader | None:
+    """Return the reference of a tally that is built."""
+    from detect.corpus import read_corpus
+    from detect.records import Reader
+    from detect.tally_reference import ModelReader, NgramReader
+    from watermark.errors import UsageError
+
+    if reference is not None and model is not None:
+        raise UsageError("a tally has one reference: give --reference or --reference-model")
+    if model is not None:
+        return ModelReader(model, sifter.tokenizer)
+    if reference is None:
+        return None
+    if reference.endswith(".npz"):
+        raise UsageError(
+            "--reference: the probabilities in an .npz are of one file's texts in their order, and a tally knows none: "
+            "give clean text, or --reference-model"
+        )
+    clean = read_corpus(Reader([reference], fields=sifter.fields), sifter.tokenizer, window=sifter.window)
+    return NgramReader(
+        clean=tuple(clean.responses),
+        tokenizer=sifter.tokenizer,
+        window=sifter.window,
+        source=reference,
+        marked_under=clean.fingerprints,
+    )
 
 
 @tally.command("merge")
@@ -2008,7 +2051,7 @@ def tally_score(
     exit_code: ExitCodeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Test whether the texts of a tally depend on a key: the pooled test of detect text (extra corpora)."""
+    """Test whether the texts of a tally depend on a key, as detect model would (extra corpora)."""
     from detect.corpus_tables import score_json, score_tables, warnings_of_tally
     from detect.tally_file import read_tally
     from detect.tally_score import score_tally

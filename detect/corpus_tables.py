@@ -51,6 +51,7 @@ def tally_table(tally: TallyFile) -> RenderableType:
             f"{about.tokens:,} ids in {about.texts:,} texts; {_kept(tally.rows.level)}"
         ),
         Text(f"{about.left_out_prompt:,} positions left out for standing in a prompt ({about.prompt_policy})"),
+        *([] if about.reference is None else [Text(f"reference: {printable(about.reference)}")]),
         accounting_text(about.accounting),
     )
 
@@ -63,6 +64,7 @@ def score_json(results: Sequence[TallyScore], tally: TallyFile, warned: Sequence
             {
                 **asdict(result),
                 "pooled": {"name": result.pooled.name, **outcome_json(result.pooled)},
+                "weighted": [{"name": test.name, **outcome_json(test)} for test in result.weighted],
                 "verdict": result.verdict.value,
                 "warnings": [warning.value for warning in warnings],
             }
@@ -75,24 +77,37 @@ def score_json(results: Sequence[TallyScore], tally: TallyFile, warned: Sequence
 
 def score_tables(results: Sequence[TallyScore], tally: TallyFile, warned: Sequence[Sequence[Warned]]) -> RenderableType:
     """Return the test of each key."""
-    table = grid("scope", "pairs", "green share", "expected", "z", "p", "p, Holm", "decoy rank", "verdict")
+    table = grid("scope", "test", "pairs", "green share", "expected", "z", "p", "p, Holm", "decoy rank", "verdict")
     lines: list[RenderableType] = [table]
     for result, warnings in zip(results, warned, strict=True):
-        test = result.pooled
-        green = getattr(test, "green", None)
-        table.add_row(
-            printable(result.scope, 40),
-            f"{test.pairs:,}",
-            "-" if green is None else f"{green / test.pairs if test.pairs else 0:.4f}",
-            f"{result.mean_score:.4f}",
-            f"{test.z:.1f}",
-            p_value(test.log10_p),
-            p_value(result.log10_p_holm),
-            decoy_rank(test.decoy_rank, test.decoys),
-            Text(result.verdict.value, style=STYLES[result.verdict]),
-        )
+        name = printable(result.scope, 40)
+        for test in (result.pooled, *result.weighted):
+            green = getattr(test, "green", None)
+            table.add_row(
+                name,
+                test.name,
+                f"{test.pairs:,}",
+                "-" if green is None else f"{green / test.pairs if test.pairs else 0:.4f}",
+                "-" if green is None else f"{result.mean_score:.4f}",
+                f"{test.z:.1f}",
+                p_value(test.log10_p),
+                "" if result.weighted else p_value(result.log10_p_holm),
+                decoy_rank(test.decoy_rank, test.decoys),
+                Text("") if result.weighted else Text(result.verdict.value, style=STYLES[result.verdict]),
+            )
+        if result.weighted:
+            table.add_row(
+                name,
+                result.main_test,
+                *(["-"] * 4),
+                p_value(result.log10_p),
+                p_value(result.log10_p_holm),
+                decoy_rank(result.min_p_rank, result.pooled.decoys),
+                Text(result.verdict.value, style=STYLES[result.verdict]),
+            )
+            lines.append(Text(f"{name}: reference {printable(result.reference)}{_effect(result)}"))
         if result.share < 1:
-            lines.append(Text(f"{printable(result.scope, 40)}: of all windows z would be about {result.z_of_all:.1f}"))
+            lines.append(Text(f"{name}: of all windows z would be about {result.z_of_all:.1f} ({result.main_test})"))
         lines += [Text(f"caution: {caution}", style="yellow") for caution in result.cautions]
         lines += warnings_text(warnings)
     return Group(*lines, tally_table(tally), Text(f"\n{DOES_NOT_SAY}"))
@@ -125,6 +140,12 @@ def scan_tables(scan: CorpusScan, warned: Sequence[Warned]) -> RenderableType:
         accounting_text(scan.accounting),
         *warnings_text(warned),
     )
+
+
+def _effect(result: TallyScore) -> str:
+    if result.effect is None:
+        return ""
+    return f"; effect size tau {result.effect.tau:.2f} (95%: {result.effect.low:.2f} to {result.effect.high:.2f})"
 
 
 def _kept(level: int) -> str:

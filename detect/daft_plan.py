@@ -261,7 +261,7 @@ class _Tallying(_Task):
     def made(self, unit: _Unit, sifter: Sifter, seen: Flags) -> bytes:
         kind = about = kind_of(sifter, self._build)
         tally = BoundedTally(window=sifter.window, capacity=self._build.capacity)
-        tallier = Tallier(sifter)
+        tallier = Tallier(sifter, self._build.reference)
         source = _Opened(unit, sifter, self._build)
         at = 0
         for portion in source.portions():

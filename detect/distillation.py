@@ -29,7 +29,7 @@ from detect.weighting import Weighting, Weights
 from watermark.errors import ReferenceMismatchError, UsageError, printable
 from watermark.keys import ScopeKeys
 
-__all__ = ["ModelResult", "detect_model"]
+__all__ = ["KeyTests", "ModelResult", "detect_model", "make_tests", "refuse_reference"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,24 +189,93 @@ def _detect_one(
         policy=policy,
         reference=reference,
     )
+    check = None if reference is None else reference_sees_key(tally, reference, mark)
+    if reference is not None:
+        refuse_reference(check, reference.name, mark)
+    tests = make_tests(tally, mark, reference=reference, weightings=weightings, decoys=decoys, decoy_seed=decoy_seed)
+    result = ModelResult(
+        scope=mark.name,
+        fingerprint=mark.fingerprint,
+        activated=mark.activated,
+        window=mark.window,
+        gamma_256=mark.k if isinstance(mark, GreenListMark) else None,
+        delta=mark.strength,
+        cautions=mark.cautions,
+        tokens=corpus.tokens,
+        positions=tally.scored,
+        left_out_prompt=tally.left_out_prompt,
+        prompt_policy=policy.value,
+        reference=None if reference is None else reference.name,
+        reference_nll=None if reference is None else reference.negative_log_likelihood(),
+        reference_check=check,
+        decoy_seed=decoy_seed,
+        unweighted=tests.unweighted,
+        weighted=tests.weighted,
+        effect=tests.effect,
+        concentration=tests.concentration,
+        main_test=tests.main_test,
+        min_p_rank=tests.min_p_rank,
+        log10_p=tests.log10_p,
+        log10_p_holm=tests.log10_p,
+        scopes_tested=1,
+        level=level,
+        verdict=Verdict.NO_SIGN,
+    )
+    return result, tests.log10_p_smallest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyTests:
+    """The tests of one tally under one key; the fields are those of `ModelResult`, uncorrected for other keys."""
+
+    unweighted: CountTest | WeightedTest
+    weighted: tuple[WeightedTest, ...]
+    effect: EffectSize | None
+    concentration: Concentration | None
+    min_p_rank: int | None
+    log10_p: float
+    log10_p_smallest: float
+    """The smallest that this evidence could have given."""
+
+    @property
+    def main_test(self) -> str:
+        """See `ModelResult`."""
+        return " and ".join(test.name for test in self.weighted) if self.weighted else self.unweighted.name
+
+    @property
+    def leading(self) -> CountTest | WeightedTest:
+        """See `ModelResult`."""
+        return min(self.weighted, key=lambda test: test.log10_p) if self.weighted else self.unweighted
+
+
+def make_tests(
+    tally: Tally,
+    mark: Mark,
+    *,
+    reference: Reference | None = None,
+    weightings: Sequence[Weighting] = DEFAULT,
+    decoys: int = DECOYS,
+    decoy_seed: int = 0,
+) -> KeyTests:
+    """Make the tests of a tally under one key.
+
+    Args:
+        tally: of all of the outputs.
+        mark: the key.
+        reference: that the tally was made with, for weightings that look at it position by position.
+        weightings: those that want a reference are made where the tally has one.
+        decoys: number of decoy keys; 0 for none.
+        decoy_seed: from which they are drawn.
+    """
     # All weights are made before the key is looked at.
     tested = mark.tested(tally)
     plain = SCORE.weigh(tally).within(tested)
     weights = [
         weighting.weigh(tally, reference).within(tested)
         for weighting in weightings
-        if reference is not None or not weighting.needs_reference
+        if tally.referenced or not weighting.needs_reference
     ]
     scores = mark.scores(tally)
-    check = None if reference is None else reference_sees_key(tally, reference, mark)
-    if reference is not None and check is not None and check.sees_key:
-        # No result, not the count's: to fall back on another test by a look at the key would cost its validity.
-        raise ReferenceMismatchError(
-            f"reference {printable(reference.name)}: depends on the key of {mark.name} (its own mass on what the key "
-            f"favours: z = {check.z:.1f}, p <= 1e{math.ceil(check.log10_p)}), so no test made with it is valid. Is it "
-            "the marked teacher, its student, or text of theirs? Take the suspect's public base, a clean twin or the "
-            "unmarked teacher"
-        )
     sums: npt.NDArray[Any] | None = None
     if decoys and plain.values.any():
         columns = np.column_stack([(plain.values != 0).astype(np.int64), *(each.values for each in weights)])
@@ -231,35 +300,31 @@ def _detect_one(
             min_p_rank, _ = rank_p(-min(test.log10_p for test in weighted), decoys=-np.min(decoy_ps, axis=0))
         log10_p = min(0.0, min(test.log10_p for test in weighted) + listed)
         smallest = min(test.log10_p_smallest for test in weighted) + listed
-    result = ModelResult(
-        scope=mark.name,
-        fingerprint=mark.fingerprint,
-        activated=mark.activated,
-        window=mark.window,
-        gamma_256=mark.k if isinstance(mark, GreenListMark) else None,
-        delta=mark.strength,
-        cautions=mark.cautions,
-        tokens=corpus.tokens,
-        positions=tally.scored,
-        left_out_prompt=tally.left_out_prompt,
-        prompt_policy=policy.value,
-        reference=None if reference is None else reference.name,
-        reference_nll=None if reference is None else reference.negative_log_likelihood(),
-        reference_check=check,
-        decoy_seed=decoy_seed,
+    return KeyTests(
         unweighted=unweighted,
         weighted=weighted,
-        effect=effect_of(tally, mark, reference=reference, tested=tested, scores=scores),
+        effect=effect_of(tally, mark, tested=tested, scores=scores),
         concentration=concentration_of(leading, mark=mark, tally=tally, scores=scores),
-        main_test=" and ".join(test.name for test in weighted) if weighted else unweighted.name,
         min_p_rank=min_p_rank,
         log10_p=log10_p,
-        log10_p_holm=log10_p,
-        scopes_tested=1,
-        level=level,
-        verdict=Verdict.NO_SIGN,
+        log10_p_smallest=smallest,
     )
-    return result, smallest
+
+
+def refuse_reference(check: ReferenceCheck | None, name: str, mark: Mark) -> None:
+    """Refuse a reference that depends on the key.
+
+    Raises:
+        ReferenceMismatchError: it was found to.
+    """
+    if check is not None and check.sees_key:
+        # No result, not the count's: to fall back on another test by a look at the key would cost its validity.
+        raise ReferenceMismatchError(
+            f"reference {printable(name)}: depends on the key of {mark.name} (its own mass on what the key "
+            f"favours: z = {check.z:.1f}, p <= 1e{math.ceil(check.log10_p)}), so no test made with it is valid. Is it "
+            "the marked teacher, its student, or text of theirs? Take the suspect's public base, a clean twin or the "
+            "unmarked teacher"
+        )
 
 
 def _unweighted(

@@ -421,7 +421,7 @@ class SequentialTest:
         self._order = lane_order(mark.fingerprint, seed=lane_seed, lanes=_lanes_of(mark))
         self._process: EProcess | None = None
         self._reference: str | None = None
-        self._last: tuple[Tally, Reference | None] | None = None
+        self._last: Tally | None = None
 
     @property
     def looks(self) -> tuple[Look, ...]:
@@ -435,12 +435,12 @@ class SequentialTest:
         """
         if self._process is None or self._last is None:
             return None
-        tally, reference = self._last
+        tally = self._last
         is_open = np.zeros(LANES, dtype=np.bool_)
         is_open[list(self._process.opened)] = True
         tested = self.mark.tested(tally) & is_open[tally.lanes][tally.pair_window]
         # Closed lanes' scores are made with the others and go no further: their weights are 0.
-        return effect_of(tally, self.mark, reference=reference, tested=tested, scores=self.mark.scores(tally))
+        return effect_of(tally, self.mark, tested=tested, scores=self.mark.scores(tally))
 
     @property
     def share_open(self) -> float:
@@ -513,7 +513,7 @@ class SequentialTest:
         share = float(self.shares[self._step(text.tokens) - 1])
         lanes = lanes_to_open(tally, weights, order=self._order, opened=self._process.opened, share=share)
         self._process.look(tally, weights, mark, lanes, responses=len(text.responses), tokens=text.tokens)
-        self._last = tally, reference
+        self._last = tally
 
 
 def sequential_test(

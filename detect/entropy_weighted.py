@@ -63,7 +63,7 @@ def entropy_weighting(*, modulus: float = 1.0, name: str = "entropy-weighted") -
             raise ValueError(f"the {name} test wants a reference")
         return _entropy_weights(tally, reference, modulus)
 
-    return Weighting(name=name, rule=rule)
+    return Weighting(name=name, rule=rule, needs_positions=True)
 
 
 def _entropy_weights(tally: Tally, reference: Reference, modulus: float) -> npt.NDArray[np.int64]:

@@ -21,7 +21,8 @@ from detect.corpus import TOO_SHORT, encode
 from detect.echo import Echoes
 from detect.inputs import Portion
 from detect.records import Accounting, Fields, LeftOutError, RecordParser
-from detect.tally import Positions, PromptPolicy, positions_of
+from detect.reference import Reference
+from detect.tally import Positions, PromptPolicy, Tally, positions_of, tally_of
 from watermark.errors import InputError, TaggantError, UsageError
 from watermark.tokenizer import Tokenizer
 
@@ -52,6 +53,8 @@ class Sifted:
     accounting: Accounting
     responses: list[Ids] = field(default_factory=list)
     prompts: list[list[Ids]] = field(default_factory=list)
+    prompt_texts: list[tuple[str, ...]] = field(default_factory=list)
+    """The texts before each, whatever the policy."""
     echoes: list[npt.NDArray[np.bool_] | None] = field(default_factory=list)
     """None: no prompt is recorded."""
     document: list[int] = field(default_factory=list)
@@ -150,6 +153,7 @@ class Sifter:
                 found.from_ids += logged
                 found.without_prompt += text.prompts is None
                 earlier = text.prompts or ()
+                found.prompt_texts.append(earlier)
                 if self.policy is PromptPolicy.CLEAN:
                     earlier = ()
                 found.prompts.append([self._encoded(piece) for piece in earlier])
@@ -175,12 +179,26 @@ class Sifter:
             accounting=accounting,
             responses=[ids[places[i] : places[i + 1]] for i in scored],
             prompts=[[] for _ in scored],
+            prompt_texts=[() for _ in scored],
             echoes=[None for _ in scored],
             document=list(range(len(scored))),
             sources=[names[i] for i in scored],
             record=scored,
             without_prompt=len(scored),
             from_ids=len(scored),
+        )
+
+    def tally(self, found: Sifted, reference: Reference) -> Tally:
+        """Return the tally of the texts with a reference of them."""
+        prompts, echoes = found.left_out()
+        return tally_of(
+            found.responses,
+            window=self.window,
+            special_ids=self.special_ids,
+            prompts=prompts,
+            echoes=echoes,
+            policy=self.policy,
+            reference=reference,
         )
 
     def positions(self, found: Sifted) -> Positions:

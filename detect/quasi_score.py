@@ -48,7 +48,7 @@ WINDOW_SHARE: Final = 1e-4
 
 def _quasi_score(tally: Tally, reference: Reference | None) -> npt.NDArray[np.int64]:
     said, expected = tally.said.astype(np.float64), tally.expected / UNIT
-    positions = float(said.sum())
+    positions = float(said.sum()) / tally.share
     in_window = np.bincount(tally.pair_window, weights=said, minlength=len(tally.windows))
     window_learned = in_window / (in_window + max(WINDOW_SHARE * positions, np.finfo(np.float64).tiny))
     rate = expected * (1 + DISPERSION * said) / (1 + DISPERSION * expected)

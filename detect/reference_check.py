@@ -22,10 +22,12 @@ made with it have no known law, and no centred test's p is valid. A large p does
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from detect.mark import Mark
 from detect.reference import Reference
@@ -34,7 +36,7 @@ from detect.tally import UNIT, Tally
 from detect.weighted_test import law_of
 from watermark.errors import ReferenceMismatchError
 
-__all__ = ["LEVEL", "ReferenceCheck", "reference_sees_key"]
+__all__ = ["LEVEL", "ReferenceCheck", "check_mass", "first_mass", "reference_sees_key"]
 
 #: A clean reference is called one that has seen the key this often at most, if the text is independent of the key.
 LEVEL: Final = 1e-6
@@ -77,6 +79,22 @@ def reference_sees_key(tally: Tally, reference: Reference, mark: Mark) -> Refere
     reference.check_length(len(tally.position_pair))
     if not mark.exact or mark.units(tally) is not None:
         return None
+    return check_mass(tally, first_mass(tally, reference, special_ids=mark.special_ids), mark)
+
+
+def first_mass(tally: Tally, reference: Reference, *, special_ids: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Return each pair's mass at the first position of its window in each response, in units of 2^-32, (n,).
+
+    No key enters, and the masses of texts add up.
+
+    Args:
+        tally: made with the reference.
+        reference: see `reference_sees_key`.
+        special_ids: sorted ids that are never scored.
+
+    Raises:
+        ReferenceMismatchError: the tally is of other text, or made with another reference.
+    """
     pair = tally.position_pair
     window_of = np.where(pair >= 0, tally.pair_window[np.maximum(pair, 0)] if len(tally.tokens) else -1, -1)
     at = np.flatnonzero(window_of >= 0)
@@ -92,7 +110,7 @@ def reference_sees_key(tally: Tally, reference: Reference, mark: Mark) -> Refere
         taken,
         len(tally.windows),
         names,
-        np.array(mark.special_ids, dtype=np.uint32),
+        np.array(special_ids, dtype=np.uint32),
         reference.top_ids,
         reference.top_p,
         np.zeros(len(pair), dtype=np.float32),
@@ -103,6 +121,13 @@ def reference_sees_key(tally: Tally, reference: Reference, mark: Mark) -> Refere
         raise ReferenceMismatchError(
             f"reference {reference.name}: the tally was made with another reference: make it with this one"
         )
+    return np.asarray(mass)
+
+
+def check_mass(tally: Tally, mass: npt.NDArray[np.int64], mark: Mark) -> ReferenceCheck | None:
+    """Check `first_mass` against the key of *mark*; None where nothing can be checked."""
+    if not mark.exact or mark.units(tally) is not None:
+        return None
     weights = np.where(mark.tested(tally), mass, 0) / UNIT
     scores = mark.scores(tally).astype(np.float64)
     statistic = math.fsum(weights * (scores - mark.law.mean))

@@ -195,7 +195,7 @@ def add_up(
         token_bits: see above.
         row_bits: see above.
         said: by row.
-        expected: by row, or empty.
+        expected: by row, (n, c), or empty.
         starts: takes up where each window's pairs start, from window *m* on; and the other three the pairs, from pair
             *n* on.
         tokens: see above.
@@ -210,6 +210,7 @@ def add_up(
     row_mask = (np.uint64(1) << np.uint64(row_bits)) - np.uint64(1)
     token_mask = (np.uint64(1) << np.uint64(token_bits)) - np.uint64(1)
     referred = expected.shape[0] > 0
+    columns = expected.shape[1]
     windows = 0
     before = np.uint64(0)
     for i in range(names.shape[0]):
@@ -218,7 +219,8 @@ def add_up(
         if i > 0 and name == before:
             into_said[n - 1] += said[row]
             if referred:
-                into_expected[n - 1] += expected[row]
+                for c in range(columns):
+                    into_expected[n - 1, c] += expected[row, c]
         else:
             if np.int64(name >> np.uint64(token_bits)) == windows:
                 starts[m + windows] = n
@@ -226,7 +228,8 @@ def add_up(
             tokens[n] = np.uint32(name & token_mask)
             into_said[n] = said[row]
             if referred:
-                into_expected[n] = expected[row]
+                for c in range(columns):
+                    into_expected[n, c] = expected[row, c]
             n += 1
         before = name
     starts[m + windows] = n

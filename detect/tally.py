@@ -71,6 +71,10 @@ class Tally:
     """For each position of the concatenated responses, its pair, or -1 where it is out, (N,)."""
     left_out_prompt: int
     """Positions left out since their window occurs in a prompt."""
+    referenced: bool = False
+    """Whether *expected* and *information* are a reference's."""
+    share: float = 1.0
+    """Share of the windows that was kept, chosen without a key; 1: all."""
 
     @property
     def scored(self) -> int:
@@ -140,6 +144,7 @@ def tally_of(
         expected=expected,
         position_pair=position_pair,
         left_out_prompt=found.left_out_prompt,
+        referenced=reference is not None,
     )
 
 

@@ -25,9 +25,11 @@ from detect.inputs import Portion
 from detect.near_duplicates import NearDuplicates
 from detect.near_search import remove_near
 from detect.place import NumberedPortions, Place
-from detect.portions import Flags, Sifter, in_order
+from detect.portions import Flags, Sifted, Sifter, in_order
 from detect.records import Reader
+from detect.reference_check import first_mass
 from detect.tally_file import About, TallyFile, read_tally, write_tally
+from detect.tally_reference import ReferenceReader
 from detect.tally_rows import TallyRows
 from watermark.errors import UsageError, printable
 
@@ -55,6 +57,8 @@ class Build:
     workers: int = 1
     portion: int = PORTION
     """Bytes of records that a worker takes at a time."""
+    reference: ReferenceReader | None = None
+    """What would have been said anyway; its mass is tallied beside what was said."""
     every: float = _EVERY
     """Seconds between checkpoints at least."""
 
@@ -117,8 +121,9 @@ def build_tally(
         reader, size=build.portion, keep_duplicates=build.keep_duplicates, start=place, near=build.near
     )
     due = time.monotonic() + build.every
+    tallier = Tallier(sifter, build.reference)
     tasks = ((portion, seen, tally.level) for portion, seen in numbered)
-    for number, part in enumerate(in_order(tasks, Tallier(sifter), workers=build.workers), start=place.portions + 1):
+    for number, part in enumerate(in_order(tasks, tallier, workers=build.workers), start=place.portions + 1):
         tally.add(part.rows)
         about = about.added(part.about)
         progress(reader.bytes_done, about.accounting.read, about.tokens)
@@ -151,15 +156,17 @@ class Tallier:
 
     Args:
         sifter: parses and tokenises.
+        reference: whose mass is tallied, if any.
     """
 
-    def __init__(self, sifter: Sifter) -> None:
+    def __init__(self, sifter: Sifter, reference: ReferenceReader | None = None) -> None:
         self._sifter = sifter
+        self._reference = reference
 
     def __call__(self, portion: Portion, seen: Flags, level: int) -> Part:
         """Return the rows of a portion, of the windows kept at *level*; *seen*: records that were there before."""
         found = self._sifter.sift(portion, seen)
-        positions = self._sifter.positions(found)
+        positions, left_out, rows = self._rows(found, level)
         about = About(
             window=self._sifter.window,
             special_ids=self._sifter.special_ids,
@@ -168,15 +175,26 @@ class Tallier:
             prompt_policy="",
             duplicates="",
             tokens=found.tokens,
-            positions=int(positions.valid.sum()),
-            left_out_prompt=positions.left_out_prompt,
+            positions=positions,
+            left_out_prompt=left_out,
             texts=len(found.responses),
             without_prompt=found.without_prompt,
             from_ids=found.from_ids,
             fingerprints=frozenset(found.fingerprints),
             accounting=found.accounting,
         )
-        return Part(about, TallyRows.of_positions(positions, window=self._sifter.window, level=level))
+        return Part(about, rows)
+
+    def _rows(self, found: Sifted, level: int) -> tuple[int, int, TallyRows]:
+        """Return how many positions are in, how many are left out for prompts, and the rows."""
+        if self._reference is None:
+            positions = self._sifter.positions(found)
+            rows = TallyRows.of_positions(positions, window=self._sifter.window, level=level)
+            return int(positions.valid.sum()), positions.left_out_prompt, rows
+        reference = self._reference.read(found.responses, found.prompt_texts)
+        tally = self._sifter.tally(found, reference)
+        mass = first_mass(tally, reference, special_ids=self._sifter.special_ids)
+        return tally.scored, tally.left_out_prompt, TallyRows.of_tally(tally, first_mass=mass).cut(level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +227,8 @@ def kind_of(sifter: Sifter, build: Build) -> About:
         capacity=build.capacity,
         prompt_policy=sifter.policy.value,
         duplicates=_duplicates(build),
+        reference=None if build.reference is None else build.reference.name,
+        reference_fingerprints=frozenset() if build.reference is None else build.reference.fingerprints,
     )
 
 

@@ -1,7 +1,8 @@
 """A tally on disk: Parquet, a row a window, with what it is of in the schema's metadata (extra `corpora`).
 
 Schema `taggant/tally/1`. Columns: `window`, the ids, a fixed-size list of uint32; `token`, a list of uint32; `said`,
-how often each was said, a list of uint64; with a reference also `expected`, its mass in units of 2^-32, a list of
+how often each was said, a list of uint64; with a reference also `expected`, its mass in units of 2^-32, and
+`expected_first`, what of it stands at the first position of a window in a text (`detect.reference_check`), lists of
 uint64, and `information`, the window's sum of 1 - sum p_ref^2 in the same units, uint64. Rows stand in the order of
 (SipHash-2-4 of the window under the zero key, window, token), and none twice. The key `taggant` of the metadata holds a
 JSON object, `About`, in RFC 8785's form, with the SHA-256 of the rows. No key of a watermark is in it or went into it.
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import rfc8785
 
 from detect.arrow_rows import need_pyarrow
@@ -57,7 +59,9 @@ class About:
     duplicates: str
     """"once": identical records count once within what one build read; "kept"; "near-duplicates of 0.8 left out"."""
     reference: str | None = None
-    """The name of the reference whose mass is kept."""
+    """The name of the reference whose mass is kept, with what tells it from others."""
+    reference_fingerprints: frozenset[str] = frozenset()
+    """Scope fingerprints that its source's records name: under those scopes it is no reference."""
     tokens: int = 0
     """Ids in all texts."""
     positions: int = 0
@@ -99,6 +103,7 @@ class About:
             "prompt_policy": self.prompt_policy,
             "duplicates": self.duplicates,
             "reference": self.reference,
+            **({} if self.reference is None else {"reference_fingerprints": sorted(self.reference_fingerprints)}),
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -127,7 +132,10 @@ class TallyFile:
     def digest(self) -> str:
         """Return the SHA-256 of the rows: of each column's little-endian bytes, one after the other."""
         sha256 = hashlib.sha256()
-        for column in self.rows.columns()[1:]:
+        windows, starts, tokens, said, expected, information = self.rows.columns()[1:]
+        masses = [expected[:, 0], expected[:, 1]] if len(expected) else [expected]
+        columns: list[npt.NDArray[Any]] = [windows, starts, tokens, said, *masses, information]
+        for column in columns:
             sha256.update(len(column).to_bytes(8, "little"))
             sha256.update(np.ascontiguousarray(column).astype(column.dtype.newbyteorder("<"), copy=False).data)
         return sha256.hexdigest()
@@ -227,7 +235,7 @@ def merge_tallies(paths: list[Path]) -> TallyFile:
         if beside is not None:
             raise UsageError(f"{printable(path)} is the checkpoint of a build that is not done: finish it first")
         if about is not None and about.kind() != tally.about.kind():
-            differing = [key for key, value in about.kind().items() if value != tally.about.kind()[key]]
+            differing = [key for key, value in about.kind().items() if value != tally.about.kind().get(key)]
             raise UsageError(
                 f"{printable(path)} and {printable(paths[0])} differ in {', '.join(differing)}: tallies "
                 "are merged that were built with the same options"
@@ -258,7 +266,8 @@ def _schema(window: int, *, reference: bool) -> Any:
         pa.field("said", pa.list_(pa.field("item", pa.uint64(), nullable=False)), nullable=False),
     ]
     if reference:
-        columns.append(pa.field("expected", pa.list_(pa.field("item", pa.uint64(), nullable=False)), nullable=False))
+        for name in ("expected", "expected_first"):
+            columns.append(pa.field(name, pa.list_(pa.field("item", pa.uint64(), nullable=False)), nullable=False))
         columns.append(pa.field("information", pa.uint64(), nullable=False))
     return pa.schema(columns)
 
@@ -279,7 +288,8 @@ def _batch(rows: TallyRows, start: int, pa: Any, schema: Any) -> Any:
         lists(rows.said.astype(np.uint64), "said"),
     ]
     if len(rows.expected):
-        columns.append(lists(rows.expected.astype(np.uint64), "expected"))
+        columns.append(lists(rows.expected[:, 0].astype(np.uint64), "expected"))
+        columns.append(lists(rows.expected[:, 1].astype(np.uint64), "expected_first"))
         columns.append(pa.array(rows.information[start:end].astype(np.uint64)))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
@@ -310,7 +320,7 @@ def _rows(file: Any, about: dict[str, Any]) -> TallyRows:
     _expect(sum(column.num_values for column in described) == n, f"{n} pairs, found another number")
     windows, tokens = np.empty((m, window), dtype=np.uint32), np.empty(n, dtype=np.uint32)
     starts, said = np.zeros(m + 1, dtype=np.int64), np.empty(n, dtype=np.int64)
-    expected = np.empty(n if reference else 0, dtype=np.int64)
+    expected = np.empty((n if reference else 0, 2), dtype=np.int64)
     information = np.empty(m if reference else 0, dtype=np.int64)
     at, pair = 0, 0
     for batch in _batches(file):
@@ -319,7 +329,7 @@ def _rows(file: Any, about: dict[str, Any]) -> TallyRows:
         windows[at:end] = batch.column("window").flatten().to_numpy().reshape(-1, window)
         starts[at + 1 : end + 1] = offsets[1:] - offsets[0] + pair
         tokens[pair:last] = batch.column("token").flatten().to_numpy()
-        for name, into in (("said", said), ("expected", expected)):
+        for name, into in (("said", said), ("expected", expected[:, 0]), ("expected_first", expected[:, 1])):
             if name == "said" or reference:
                 column = batch.column(name)
                 _expect(
@@ -334,6 +344,7 @@ def _rows(file: Any, about: dict[str, Any]) -> TallyRows:
     _expect(wrong < 0, f"each pair once and in order, found window {wrong} otherwise")
     _expect(not m or hashes[-1] <= last_hash(level), f"windows of level {level} alone, found others")
     _expect(bool((expected >= 0).all() and (information >= 0).all()), "masses of 0 or more")
+    _expect(bool((expected[:, 1] <= expected[:, 0]).all()), "no more mass at first positions than at all")
     return TallyRows(
         level=level,
         hashes=hashes,
@@ -373,6 +384,7 @@ def _about(value: dict[str, Any]) -> About:
         prompt_policy=str(value["prompt_policy"]),
         duplicates=str(value["duplicates"]),
         reference=None if value["reference"] is None else str(value["reference"]),
+        reference_fingerprints=frozenset(str(one) for one in value.get("reference_fingerprints", ())),
         tokens=_count(value["tokens"]),
         positions=_count(value["positions"]),
         left_out_prompt=_count(value["left_out_prompt"]),

@@ -8,6 +8,7 @@ that halving the sample is cutting off its end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -36,6 +37,7 @@ _RANGE = 2**16
 
 _WORD = 64
 _NONE = np.zeros(0, dtype=np.int64)
+_NO_MASS = np.zeros((0, 2), dtype=np.int64)
 
 
 def last_hash(level: int) -> np.uint64:
@@ -67,7 +69,8 @@ class TallyRows:
     said: Counts
     """How often each pair was said, (n,)."""
     expected: Counts
-    """Reference mass in units of 2^-32, (n,), or empty without a reference."""
+    """Reference mass in units of 2^-32, and what of it is `detect.reference_check.first_mass`, (n, 2); (0, 2) without a
+    reference."""
     information: Counts
     """For each window the sum of 1 - sum p_ref^2 in units of 2^-32, (m,), or empty without a reference."""
 
@@ -86,7 +89,7 @@ class TallyRows:
             starts=np.zeros(1, dtype=np.int64),
             tokens=np.zeros(0, dtype=np.uint32),
             said=_NONE,
-            expected=_NONE,
+            expected=_NO_MASS,
             information=_NONE,
         )
 
@@ -107,13 +110,18 @@ class TallyRows:
             starts=starts,
             tokens=tokens,
             said=said,
-            expected=_NONE,
+            expected=_NO_MASS,
             information=_NONE,
         )._in_order()
 
     @classmethod
-    def of_tally(cls, tally: Tally, *, reference: bool) -> TallyRows:
-        """Return the rows of a tally in memory, with its reference mass if *reference*."""
+    def of_tally(cls, tally: Tally, *, first_mass: Counts | None = None) -> TallyRows:
+        """Return the rows of a tally in memory.
+
+        Args:
+            tally: with or without a reference.
+            first_mass: of a tally with one (`detect.reference_check.first_mass`).
+        """
         hashes = kernels.window_hashes(tally.windows)
         window_order = np.lexsort((*tally.windows.T[::-1], hashes))
         rank = np.empty(len(window_order), dtype=np.int64)
@@ -127,8 +135,8 @@ class TallyRows:
             starts=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
             tokens=tally.tokens[order],
             said=tally.said[order],
-            expected=tally.expected[order] if reference else _NONE,
-            information=tally.information[window_order] if reference else _NONE,
+            expected=_NO_MASS if first_mass is None else np.column_stack([tally.expected, first_mass])[order],
+            information=_NONE if first_mass is None else tally.information[window_order],
         )
 
     def cut(self, level: int) -> TallyRows:
@@ -202,7 +210,7 @@ class TallyRows:
             starts=starts,
             tokens=self.tokens[pairs],
             said=self.said[pairs],
-            expected=self.expected[pairs] if len(self.expected) else _NONE,
+            expected=self.expected[pairs] if len(self.expected) else _NO_MASS,
             information=self.information[order] if len(self.information) else _NONE,
         )
 
@@ -228,9 +236,11 @@ class TallyRows:
             pair_window=np.repeat(np.arange(m, dtype=np.int64), np.diff(self.starts)),
             tokens=self.tokens,
             said=self.said,
-            expected=self.expected if len(self.expected) else np.zeros(n, dtype=np.int64),
+            expected=self.expected[:, 0].copy() if len(self.expected) else np.zeros(n, dtype=np.int64),
             position_pair=np.zeros(0, dtype=np.int32),
             left_out_prompt=left_out_prompt,
+            referenced=len(self.expected) > 0,
+            share=math.ldexp(1.0, -self.level),
         )
 
 
@@ -253,7 +263,7 @@ class _Sum:
         self._starts = np.zeros(windows + 1, dtype=np.int64)
         self._tokens = np.empty(pairs, dtype=np.uint32)
         self._said = np.empty(pairs, dtype=np.int64)
-        self._expected = np.empty(pairs if referred else 0, dtype=np.int64)
+        self._expected = np.empty((pairs if referred else 0, 2), dtype=np.int64)
         self._information = np.empty(windows if referred else 0, dtype=np.int64)
 
     def add(self, parts: Sequence[TallyRows]) -> None:

@@ -62,6 +62,9 @@ class Weighting:
     rule: Callable[[Tally, Reference | None], Values] = field(repr=False)
     """From a tally, and the reference that it was made with, to int64 (n,) in units of 2^-32."""
     needs_reference: bool = True
+    """Whether the tally is to be made with one."""
+    needs_positions: bool = False
+    """Whether the rule looks at the reference itself, position by position, which a tally on disk has not."""
 
     def weigh(self, tally: Tally, reference: Reference | None = None) -> Weights:
         """Return the weights of *tally*'s pairs.
@@ -69,7 +72,7 @@ class Weighting:
         Raises:
             ValueError: the rule wants a reference and there is none, or it does not give one int64 a pair.
         """
-        if self.needs_reference and reference is None:
+        if reference is None and (self.needs_positions or (self.needs_reference and not tally.referenced)):
             raise ValueError(f"the {self.name} test wants a reference")
         values = self.rule(tally, reference)
         if values.dtype != np.int64 or values.shape != tally.tokens.shape:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from detect import row_kernels
 from detect.bounded_tally import BoundedTally
 from detect.reference import Reference
+from detect.reference_check import first_mass
 from detect.tally import positions_of, tally_of
 from detect.tally_rows import MAX_LEVEL, TallyRows, _joined, last_hash
 from watermark import kernels, prf
@@ -54,9 +55,9 @@ texts = st.lists(st.lists(st.integers(0, 9), max_size=40).map(ids_of), min_size=
 def test_rows_are_those_of_the_tally_in_memory(texts: list[np.ndarray], window: int) -> None:
     tally = tally_of(texts, window=window, special_ids=SPECIAL)
     rows = rows_of(texts, window=window)
-    assert same(rows, TallyRows.of_tally(tally, reference=False))
+    assert same(rows, TallyRows.of_tally(tally))
     again = rows.to_tally(left_out_prompt=0)
-    assert same(TallyRows.of_tally(again, reference=False), rows)
+    assert same(TallyRows.of_tally(again), rows)
     assert (again.lanes == prf.lane(again.windows)).all()
 
 
@@ -96,7 +97,7 @@ def test_windows_whose_hashes_begin_alike() -> None:
             starts=starts,
             tokens=tokens,
             said=said,
-            expected=np.zeros(0, dtype=np.int64),
+            expected=np.zeros((0, 2), dtype=np.int64),
             information=np.zeros(0, dtype=np.int64),
         )
         assert not same(rows, expected)
@@ -107,7 +108,7 @@ def test_adding_up_windows_whose_hashes_begin_alike() -> None:
     rng = np.random.default_rng(4)
     parts = [rows_of([rng.integers(10, 16, 500).astype(np.uint32)], window=2) for _ in range(5)]
     expected = TallyRows.total(parts)
-    hashes, windows, starts, tokens, said, none, _ = _joined(parts)
+    hashes, windows, starts, tokens, said, _, none = _joined(parts)
     for bits in (0, 1, 3):
         shift = 64 - bits if bits else 63
         heads = hashes >> np.uint64(shift) << np.uint64(shift) if bits else np.zeros_like(hashes)
@@ -115,7 +116,8 @@ def test_adding_up_windows_whose_hashes_begin_alike() -> None:
         names, *ranked, _ = row_kernels.rank_rows(words, shift, hashes, windows, starts, tokens, none, 4, 20)
         into = (np.zeros(len(tokens) + 1, dtype=np.int64) for _ in range(2))
         into_starts, into_said, into_tokens = *into, np.zeros(len(tokens), dtype=np.uint32)
-        n = row_kernels.add_up(np.sort(names), 4, 20, said, none, into_starts, into_tokens, into_said, none, 0, 0)
+        masses = np.zeros((0, 2), dtype=np.int64)
+        n = row_kernels.add_up(np.sort(names), 4, 20, said, masses, into_starts, into_tokens, into_said, masses, 0, 0)
         assert n == expected.pairs
         rows = TallyRows(
             level=0,
@@ -124,7 +126,7 @@ def test_adding_up_windows_whose_hashes_begin_alike() -> None:
             starts=into_starts[: len(ranked[0]) + 1],
             tokens=into_tokens[:n],
             said=into_said[:n],
-            expected=none,
+            expected=masses,
             information=none,
         )
         assert not same(rows, expected)
@@ -173,7 +175,8 @@ def test_reference_mass_adds_up() -> None:
             top_p=top_p,
             said_p=np.full(len(ids), 0.01, dtype=np.float32),
         )
-        return TallyRows.of_tally(tally_of([ids], window=1, reference=reference), reference=True)
+        tally = tally_of([ids], window=1, reference=reference)
+        return TallyRows.of_tally(tally, first_mass=first_mass(tally, reference, special_ids=()))
 
     parts = [one() for _ in range(3)]
     merged = TallyRows.total(parts)

@@ -1,0 +1,149 @@
+"""References of a corpus that is tallied piece by piece: each text is read by itself, so that pieces leave no trace.
+
+A text's probabilities are a function of the text, its prompt and the reference alone: not of the texts that are read
+beside it. So tallies made with one reference add up like others. The n-gram model's are the same on any machine; those
+of a transformer are rounded to 2^-16, and the same with the same libraries, number of threads and kind of processor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from detect.ngram_reference import ORDER, ngram_reference
+from detect.reference import TOP, Reference
+from watermark.errors import ReferenceMismatchError, printable
+from watermark.tokenizer import Tokenizer
+
+__all__ = ["ModelReader", "NgramReader", "ReferenceReader"]
+
+Ids = npt.NDArray[np.uint32]
+
+
+class ReferenceReader(ABC):
+    """What would have been said anyway, of any texts. It can be sent to another process."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What it is, with what tells it from others of its kind: tallies of one name add up."""
+
+    @property
+    def fingerprints(self) -> frozenset[str]:
+        """Scope fingerprints that its source's records name: under those scopes it is no reference."""
+        return frozenset()
+
+    @abstractmethod
+    def read(self, responses: Sequence[Ids], prompts: Sequence[tuple[str, ...]]) -> Reference:
+        """Return the probabilities at each position.
+
+        Args:
+            responses: each response's ids.
+            prompts: for each the texts before it.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NgramReader(ReferenceReader):
+    """An n-gram model of clean text (`detect.ngram_reference`)."""
+
+    clean: tuple[Ids, ...] = field(repr=False)
+    tokenizer: Tokenizer
+    window: int
+    source: str
+    """The text's file, for people."""
+    marked_under: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """The source, the digest of its ids and the order."""
+        sha256 = hashlib.sha256()
+        for ids in self.clean:
+            sha256.update(len(ids).to_bytes(8, "little") + ids.astype("<u4").tobytes())
+        return f"n-grams of {Path(self.source).name} ({sha256.hexdigest()[:16]}), order {self._order}"
+
+    @property
+    def fingerprints(self) -> frozenset[str]:
+        """Those that the records name."""
+        return self.marked_under
+
+    @property
+    def _order(self) -> int:
+        return max(ORDER, self.window + 1)
+
+    def read(self, responses: Sequence[Ids], prompts: Sequence[tuple[str, ...]]) -> Reference:
+        """Look each text up; the prompts play no part."""
+        counted = ngram_reference(
+            responses,
+            self.clean,
+            tokenizer=self.tokenizer.digest(),
+            name=self.source,
+            vocabulary_size=self.tokenizer.vocabulary_size,
+            order=self._order,
+        )
+        return counted
+
+
+class ModelReader(ReferenceReader):
+    """A model that reads the texts, one at a time.
+
+    Args:
+        model: any name that `watermark.models.load_model` takes; it is loaded where it is first used.
+        tokenizer: the corpus's, which must be the model's.
+        top: how many of the likeliest tokens are kept at each position.
+    """
+
+    def __init__(self, model: str, tokenizer: Tokenizer, *, top: int = TOP) -> None:
+        self._model_name = model
+        self._tokenizer = tokenizer
+        self._top = top
+
+    @property
+    def name(self) -> str:
+        """The model's, and how many tokens are kept."""
+        return f"{printable(self._model_name)}, top {self._top}"
+
+    @cached_property
+    def _model(self) -> Any:
+        from watermark.models import load_model
+
+        bare = Path(self._model_name).is_dir() and not (Path(self._model_name) / "tokenizer.json").exists()
+        model = load_model(self._model_name, tokenizer=self._tokenizer if bare else None)
+        if model.tokenizer.digest() != self._tokenizer.digest():
+            raise ReferenceMismatchError(
+                f"reference model {printable(self._model_name)}: has another tokenizer than {self._tokenizer.name}, so "
+                "its probabilities are of other tokens. Take a model of the same tokenizer, or its outputs with "
+                "--reference"
+            )
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_model"}
+
+    def read(self, responses: Sequence[Ids], prompts: Sequence[tuple[str, ...]]) -> Reference:
+        """Read each text after its prompt, alone: how a batch is padded would show in the last bits."""
+        from detect.teacher_forcing import read_reference
+
+        parts = [
+            read_reference(self._model, [response], [prompt], top=self._top)
+            for response, prompt in zip(responses, prompts, strict=True)
+        ]
+        sizes = [len(response) for response in responses]
+        empty = np.zeros((0, self._top))
+        return Reference(
+            name=self.name,
+            tokenizer=self._tokenizer.digest(),
+            ids=np.concatenate([np.zeros(0, dtype=np.uint32), *(part.ids for part in parts)]),
+            starts=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+            top_ids=np.concatenate([empty.astype(np.uint32), *(part.top_ids for part in parts)]),
+            top_p=np.concatenate([empty.astype(np.float32), *(part.top_p for part in parts)]),
+            said_p=np.concatenate([np.zeros(0, dtype=np.float32), *(part.said_p for part in parts)]),
+        )
