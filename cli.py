@@ -25,12 +25,11 @@ if TYPE_CHECKING:
     from detect.near_duplicates import NearDuplicates
     from detect.portions import Sifter
     from detect.records import Document, Fields
-    from detect.reference import Reference
     from detect.reference_choice import ChosenReference, ReferenceChoice
+    from detect.reference_reader import ReferenceReader
     from detect.supervised import SupervisedTest
     from detect.tally_build import Build
     from detect.tally_file import TallyFile
-    from detect.tally_reference import ReferenceReader
     from detect.top_logprobs import LogprobsResult
     from detect.weighting import Weighting
     from watermark.tokenizer import Tokenizer
@@ -1614,8 +1613,9 @@ def collect_command(
 ) -> None:
     """Sample a suspect behind an OpenAI-compatible endpoint; every answer is kept (extra collect)."""
     from detect.collection.command import Asked, Watched, run_collection
-    from detect.reference_choice import ReferenceChoice
-    from watermark.errors import UsageError
+    from detect.records import Fields
+    from detect.reference_reader import GrowingReference
+    from watermark.errors import ReferenceMismatchError, UsageError, printable
 
     watched = None
     if until is not None:
@@ -1624,33 +1624,19 @@ def collect_command(
             raise UsageError(f"--until looks with one key, and {len(marks)} were given: --keyring and --scope name it")
         key = marks[0][0]
         chosen = _tokenizer_of(tokenizer, [key])
-        choice = ReferenceChoice(
-            files=(reference,) if reference else (), models=(reference_model,) if reference_model else (), top=32
-        )
-
-        def reference_of(corpus: Corpus) -> Reference:
-            from detect.corpus import read_corpus
-            from detect.records import Reader
-
-            # Without bars of its own, which would break the display of the collection.
-            used = choice.make(
-                corpus,
-                chosen,
-                window=key.window,
-                fingerprints=frozenset({key.fingerprint}),
-                read=lambda file: read_corpus(Reader([file]), chosen, window=key.window),
+        reader = _reference_reader(chosen, key.window, Fields(), reference, reference_model)
+        if reader is not None and key.fingerprint in reader.fingerprints:
+            raise ReferenceMismatchError(
+                f"reference {printable(reference)}: its records say that they were marked under the parameters tested. "
+                "A reference must know nothing of the key: take outputs of a model that never saw the mark"
             )
-            if used is None:
-                raise UsageError("no reference was made")
-            return used.reference
-
         watched = Watched(
             mark=key,
             tokenizer=chosen,
             level=until,
             looks=looks,
             planned_tokens=planned_tokens,
-            reference_of=reference_of if reference or reference_model else None,
+            reference_of=None if reader is None else GrowingReference(reader, chosen),
         )
     elif keyring or reference or reference_model:
         raise UsageError("--keyring, --reference and --reference-model go with --until P; without it nothing is tested")
@@ -1964,7 +1950,7 @@ def tally_build(
         ),
         retokenize=retokenize,
     )
-    reader = _reference_reader(sifter, reference, reference_model)
+    reader = _reference_reader(chosen, window, sifter.fields, reference, reference_model)
     build = Build(
         capacity=capacity,
         keep_duplicates=keep_duplicates,
@@ -1996,29 +1982,31 @@ def tally_build(
     _show_tally(built, json=json)
 
 
-def _reference_reader(sifter: Sifter, reference: str | None, model: str | None) -> ReferenceReader | None:
-    """Return the reference of a tally that is built."""
+def _reference_reader(
+    tokenizer: Tokenizer, window: int, fields: Fields, reference: str | None, model: str | None
+) -> ReferenceReader | None:
+    """Return what reads texts that come piece by piece."""
     from detect.corpus import read_corpus
     from detect.records import Reader
-    from detect.tally_reference import ModelReader, NgramReader
+    from detect.reference_reader import ModelReader, NgramReader
     from watermark.errors import UsageError
 
     if reference is not None and model is not None:
-        raise UsageError("a tally has one reference: give --reference or --reference-model")
+        raise UsageError("there is one reference here: give --reference or --reference-model")
     if model is not None:
-        return ModelReader(model, sifter.tokenizer)
+        return ModelReader(model, tokenizer)
     if reference is None:
         return None
     if reference.endswith(".npz"):
         raise UsageError(
-            "--reference: the probabilities in an .npz are of one file's texts in their order, and a tally knows none: "
-            "give clean text, or --reference-model"
+            "--reference: the probabilities in an .npz are of one file's texts in their order, which is not known "
+            "here: give clean text, or --reference-model"
         )
-    clean = read_corpus(Reader([reference], fields=sifter.fields), sifter.tokenizer, window=sifter.window)
+    clean = read_corpus(Reader([reference], fields=fields), tokenizer, window=window)
     return NgramReader(
         clean=tuple(clean.responses),
-        tokenizer=sifter.tokenizer,
-        window=sifter.window,
+        tokenizer=tokenizer,
+        window=window,
         source=reference,
         marked_under=clean.fingerprints,
     )

@@ -18,6 +18,7 @@ import numpy as np
 from detect.corpus import Corpus
 from detect.ngram_reference import ORDER, ngram_reference
 from detect.reference import TOP, Reference
+from detect.reference_reader import load_reader
 from watermark.errors import ReferenceMismatchError, UsageError, printable
 from watermark.tokenizer import Tokenizer
 
@@ -190,17 +191,9 @@ class ReferenceChoice:
         reading: Reading,
     ) -> Reference:
         from detect.teacher_forcing import read_reference
-        from watermark.models import load_model
 
         with loading(name):
-            # A folder that train.py or a user saved without its tokenizer is read with the scope's.
-            bare = Path(name).is_dir() and not (Path(name) / "tokenizer.json").exists()
-            model = load_model(name, tokenizer=tokenizer if bare else None)
-        if model.tokenizer.digest() != tokenizer.digest():
-            raise ReferenceMismatchError(
-                f"reference model {printable(name)}: has another tokenizer than the scope's ({tokenizer.name}), so its "
-                "probabilities are of other tokens. Take a model of the same tokenizer, or its outputs with --reference"
-            )
+            model = load_reader(name, tokenizer)
         with reading(f"responses read by {name}", len(corpus.responses)) as progress:
             return read_reference(model, corpus.responses, corpus.prompt_texts, top=self.top, progress=progress)
 

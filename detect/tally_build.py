@@ -28,8 +28,8 @@ from detect.place import NumberedPortions, Place
 from detect.portions import Flags, Sifted, Sifter, in_order
 from detect.records import Reader
 from detect.reference_check import first_mass
+from detect.reference_reader import ReferenceReader
 from detect.tally_file import About, TallyFile, read_tally, write_tally
-from detect.tally_reference import ReferenceReader
 from detect.tally_rows import TallyRows
 from watermark.errors import UsageError, printable
 

@@ -22,9 +22,9 @@ from detect.ngram_reference import ngram_reference
 from detect.portions import Sifter
 from detect.records import Reader
 from detect.reference import Reference
+from detect.reference_reader import GrowingReference, ModelReader, NgramReader, ReferenceReader
 from detect.tally_build import Build, build_tally
 from detect.tally_file import merge_tallies, read_tally, write_tally
-from detect.tally_reference import ModelReader, NgramReader, ReferenceReader
 from detect.tally_score import score_tally
 from detect.weighted_test import weighted_test
 from watermark.errors import InputError, ReferenceMismatchError, UsageError
@@ -186,6 +186,29 @@ def test_a_reference_s_name_tells_it_from_others(smollm2: Tokenizer) -> None:
     one, other = (ModelReader("smollm2", smollm2, top=top) for top in (8, 32))
     assert one.name == "smollm2, top 8"
     assert other.name != one.name
+
+
+def test_a_reference_grows_with_what_is_collected(smollm2: Tokenizer, reader: NgramReader) -> None:
+    corpus = read_corpus(Reader([EXAMPLES / "student.jsonl"]), smollm2, window=1)
+    growing = GrowingReference(reader, smollm2)
+    for texts in (3, 9, 5):
+        part = corpus.first(texts)
+        found, whole = growing(part), reader.read(part.responses, part.prompt_texts)
+        for name in ("ids", "starts", "top_ids", "top_p", "said_p"):
+            assert (getattr(found, name) == getattr(whole, name)).all()
+
+
+@pytest.mark.models
+def test_a_model_reads_each_text_by_itself(tmp_path: Path, smollm2: Tokenizer, sifter: Sifter) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    lines = (EXAMPLES / "student.jsonl").read_text(encoding="utf-8").splitlines()[:3]
+    digests = set()
+    for order, portion in ((1, 10**6), (-1, 800)):
+        source = tmp_path / f"{order}.jsonl"
+        source.write_text("".join(line + "\n" for line in lines[::order]), encoding="utf-8")
+        build = Build(reference=ModelReader("smollm2", smollm2), portion=portion)
+        digests.add(build_tally([source], sifter, out=tmp_path / f"{order}.tally", build=build).digest())
+    assert len(digests) == 1
 
 
 def null_of(tmp_path: Path, smollm2: Tokenizer, *, keys: int, capacity: int) -> tuple[np.ndarray, int]:

@@ -1,8 +1,9 @@
-"""References of a corpus that is tallied piece by piece: each text is read by itself, so that pieces leave no trace.
+"""References of texts that come piece by piece: each text is read by itself, so that pieces leave no trace.
 
 A text's probabilities are a function of the text, its prompt and the reference alone: not of the texts that are read
-beside it. So tallies made with one reference add up like others. The n-gram model's are the same on any machine; those
-of a transformer are rounded to 2^-16, and the same with the same libraries, number of threads and kind of processor.
+beside it. So tallies made with one reference add up like others, and what is collected is read once. The n-gram
+model's are the same on any machine; those of a transformer are rounded to 2^-16, and the same with the same libraries,
+number of threads and kind of processor.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,11 @@ from detect.reference import TOP, Reference
 from watermark.errors import ReferenceMismatchError, printable
 from watermark.tokenizer import Tokenizer
 
-__all__ = ["ModelReader", "NgramReader", "ReferenceReader"]
+if TYPE_CHECKING:
+    from detect.corpus import Corpus
+    from watermark.models import LanguageModel
+
+__all__ = ["GrowingReference", "ModelReader", "NgramReader", "ReferenceReader", "load_reader"]
 
 Ids = npt.NDArray[np.uint32]
 
@@ -112,18 +117,8 @@ class ModelReader(ReferenceReader):
         return f"{printable(self._model_name)}, top {self._top}"
 
     @cached_property
-    def _model(self) -> Any:
-        from watermark.models import load_model
-
-        bare = Path(self._model_name).is_dir() and not (Path(self._model_name) / "tokenizer.json").exists()
-        model = load_model(self._model_name, tokenizer=self._tokenizer if bare else None)
-        if model.tokenizer.digest() != self._tokenizer.digest():
-            raise ReferenceMismatchError(
-                f"reference model {printable(self._model_name)}: has another tokenizer than {self._tokenizer.name}, so "
-                "its probabilities are of other tokens. Take a model of the same tokenizer, or its outputs with "
-                "--reference"
-            )
-        return model
+    def _model(self) -> LanguageModel:
+        return load_reader(self._model_name, self._tokenizer)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_model"}
@@ -136,14 +131,64 @@ class ModelReader(ReferenceReader):
             read_reference(self._model, [response], [prompt], top=self._top)
             for response, prompt in zip(responses, prompts, strict=True)
         ]
-        sizes = [len(response) for response in responses]
-        empty = np.zeros((0, self._top))
-        return Reference(
-            name=self.name,
-            tokenizer=self._tokenizer.digest(),
-            ids=np.concatenate([np.zeros(0, dtype=np.uint32), *(part.ids for part in parts)]),
-            starts=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-            top_ids=np.concatenate([empty.astype(np.uint32), *(part.top_ids for part in parts)]),
-            top_p=np.concatenate([empty.astype(np.float32), *(part.top_p for part in parts)]),
-            said_p=np.concatenate([np.zeros(0, dtype=np.float32), *(part.said_p for part in parts)]),
+        return joined(parts, name=self.name, tokenizer=self._tokenizer.digest(), top=self._top)
+
+
+class GrowingReference:
+    """A reference of outputs that come in: what was read before is not read again.
+
+    Args:
+        reader: reads each text by itself.
+        tokenizer: of the outputs.
+    """
+
+    def __init__(self, reader: ReferenceReader, tokenizer: Tokenizer) -> None:
+        self._reader = reader
+        self._tokenizer = tokenizer
+        self._parts: list[Reference] = []
+
+    def __call__(self, corpus: Corpus) -> Reference:
+        """Return the reference of all of *corpus*, at whose head stand the texts of the call before, unchanged."""
+        n = len(self._parts)
+        if len(corpus.responses) > n:
+            self._parts += [
+                self._reader.read([response], [prompt])
+                for response, prompt in zip(corpus.responses[n:], corpus.prompt_texts[n:], strict=True)
+            ]
+        parts = self._parts[: len(corpus.responses)]
+        top = parts[0].top_ids.shape[1] if parts else TOP
+        found = joined(parts, name=self._reader.name, tokenizer=self._tokenizer.digest(), top=top)
+        return replace(found, fingerprints=self._reader.fingerprints)
+
+
+def load_reader(name: str, tokenizer: Tokenizer) -> LanguageModel:
+    """Load a model that is to read text of *tokenizer*.
+
+    Raises:
+        ReferenceMismatchError: it has another tokenizer.
+    """
+    from watermark.models import load_model
+
+    # A folder that train.py or a user saved without its tokenizer is read with the scope's.
+    bare = Path(name).is_dir() and not (Path(name) / "tokenizer.json").exists()
+    model = load_model(name, tokenizer=tokenizer if bare else None)
+    if model.tokenizer.digest() != tokenizer.digest():
+        raise ReferenceMismatchError(
+            f"reference model {printable(name)}: has another tokenizer than the scope's ({tokenizer.name}), so its "
+            "probabilities are of other tokens. Take a model of the same tokenizer, or its outputs with --reference"
         )
+    return model
+
+
+def joined(parts: Sequence[Reference], *, name: str, tokenizer: str, top: int) -> Reference:
+    """Return one reference of the responses of all parts, of which each has *top* tokens a position."""
+    sizes = [np.diff(part.starts) for part in parts]
+    return Reference(
+        name=name,
+        tokenizer=tokenizer,
+        ids=np.concatenate([np.zeros(0, dtype=np.uint32), *(part.ids for part in parts)]),
+        starts=np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, dtype=np.int64), *sizes]))]).astype(np.int64),
+        top_ids=np.concatenate([np.zeros((0, top), dtype=np.uint32), *(part.top_ids for part in parts)]),
+        top_p=np.concatenate([np.zeros((0, top), dtype=np.float32), *(part.top_p for part in parts)]),
+        said_p=np.concatenate([np.zeros(0, dtype=np.float32), *(part.said_p for part in parts)]),
+    )
