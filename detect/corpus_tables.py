@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from detect.corpus_scan import CorpusScan
+from detect.count import CountTest
 from detect.result_json import head, outcome_json
 from detect.result_tables import STYLES, accounting_text, decoy_rank, grid, p_value, warnings_text
 from detect.tally_file import About, TallyFile
@@ -90,7 +91,7 @@ def score_tables(results: Sequence[TallyScore], tally: TallyFile, warned: Sequen
                 "-" if green is None else f"{green / test.pairs if test.pairs else 0:.4f}",
                 "-" if green is None else f"{result.mean_score:.4f}",
                 f"{test.z:.1f}",
-                p_value(test.log10_p),
+                p_value(test.log10_p) if isinstance(test, CountTest) else f"<= {p_value(test.log10_p)}",
                 "" if result.weighted else p_value(result.log10_p_holm),
                 decoy_rank(test.decoy_rank, test.decoys),
                 Text("") if result.weighted else Text(result.verdict.value, style=STYLES[result.verdict]),
@@ -100,8 +101,8 @@ def score_tables(results: Sequence[TallyScore], tally: TallyFile, warned: Sequen
                 name,
                 result.main_test,
                 *(["-"] * 4),
-                p_value(result.log10_p),
-                p_value(result.log10_p_holm),
+                f"<= {p_value(result.log10_p)}",
+                f"<= {p_value(result.log10_p_holm)}",
                 decoy_rank(result.min_p_rank, result.pooled.decoys),
                 Text(result.verdict.value, style=STYLES[result.verdict]),
             )

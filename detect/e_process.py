@@ -459,12 +459,11 @@ class SequentialTest:
     def advance(self, corpus: Corpus, reference: Reference | None = None) -> None:
         """Take the looks that are due. What was looked at before must stand at the head of *corpus* unchanged.
 
+        The last look is at the text that reaches the plan and at all before it; what comes after is not looked at.
+
         Raises:
             ReferenceMismatchError: the reference is of other text.
-            UsageError: there is more text than was planned.
         """
-        if corpus.tokens > self.planned:
-            raise UsageError(f"expected a plan for at least the {corpus.tokens:,} tokens at hand, got {self.planned:,}")
         self._reference = None if reference is None else reference.name
         collected = np.cumsum([len(ids) for ids in corpus.responses], dtype=np.int64)
         seen = self.looks[-1].responses if self.looks else 0
@@ -541,7 +540,8 @@ def sequential_test(
             distinct pair said weighs 1.
         looks: at equal steps of the planned text, between responses; fewer where there are too few responses.
         planned_tokens: size of the text that is to be collected, where the corpus is not yet all of it. Looks are then
-            taken as far as the text goes, and called again with more text and the same plan they are the same.
+            taken as far as the text goes, and called again with more text and the same plan they are the same; what
+            comes after the text that reaches it is not looked at.
         policy: which windows are left out for standing in a prompt.
         lane_seed: from which the order of the lanes is drawn; declared beforehand.
         power: of the `schedule`.
@@ -551,6 +551,8 @@ def sequential_test(
         ReferenceMismatchError: the reference is of other text.
         UsageError: no looks, a level or a plan that cannot be, or the mark's scores have no exact law.
     """
+    if planned_tokens is not None and planned_tokens < 1:
+        raise UsageError(f"expected a plan of 1 token or more, got {planned_tokens}")
     planned = corpus.tokens if planned_tokens is None else planned_tokens
     test = SequentialTest(
         mark,

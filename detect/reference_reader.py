@@ -111,10 +111,16 @@ class ModelReader(ReferenceReader):
         self._tokenizer = tokenizer
         self._top = top
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """The model's, and how many tokens are kept."""
-        return f"{printable(self._model_name)}, top {self._top}"
+        """The model's, the digest of its weights as they are loaded here, and how many tokens are kept."""
+        import torch
+
+        sha256 = hashlib.sha256()
+        for name, weights in sorted(self._model.model.state_dict().items()):
+            sha256.update(f"{name} {weights.dtype} {tuple(weights.shape)}".encode())
+            sha256.update(weights.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return f"{printable(Path(self._model_name).name)} ({sha256.hexdigest()[:16]}), top {self._top}"
 
     @cached_property
     def _model(self) -> LanguageModel:

@@ -1,55 +1,73 @@
-"""How z falls where a tally keeps a sample of the windows: count, centred and quasi-score, over keys.
+"""How z falls where a sample of the windows is kept: the demo's student, over many samples.
 
-    python benchmarks/studies/sampled_tally.py [--keys 20]      # two minutes
+    python benchmarks/studies/sampled_tally.py [--samples 200]      # three minutes
 
-Texts of 200,000 ids of bigrams over 400 tokens, window 1, green logits tilted by 0.3; the law without the tilt is the
-reference. The ratio is of mean z to that of all windows, with its standard error over keys; beside it the root.
+Each sample keeps every window with the chance of 1 in 4 or 1 in 16, and all of its pairs, as a tally over its capacity
+does. The weights are those of the whole text, whose share of positions a sampled tally knows as well. Beside each ratio,
+of mean z to that of all windows, its standard error over samples.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
-
-from builders import scope_of
-from tilted_rows import tilted_rows
-
-from detect.distillation import make_tests
+from detect.corpus import read_corpus
+from detect.family import DEFAULT, SCORE
 from detect.mark import GreenListMark
+from detect.ngram_reference import ngram_reference
+from detect.records import Reader
+from detect.reference import Reference
+from detect.tally import tally_of
+from detect.weighted_test import weighted_test
+from watermark.keyring import Keyring
+from watermark.tokenizer import load
 
-LEVELS = (0, 2, 4)
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keys", type=int, default=20)
-    keys = parser.parse_args().keys
-    names: list[str] = []
-    found = []
-    for key in range(keys):
-        scope = scope_of(key=key, window=1)
-        rows = tilted_rows(scope, seed=key)
-        of_key = []
-        for level in LEVELS:
-            tests = make_tests(rows.cut(level).to_tally(left_out_prompt=0), GreenListMark(scope), decoys=0)
-            listed = (tests.unweighted, *tests.weighted)
-            names = [test.name for test in listed]
-            of_key.append([test.z for test in listed])
-        found.append(of_key)
-    z = np.array(found)
-    print("| windows kept | root | " + " | ".join(f"{name}: z, ratio" for name in names) + " |")
-    print("|---|---|" + "---|" * len(names))
-    for i, level in enumerate(LEVELS):
-        ratio = z[:, i] / z[:, 0].mean(axis=0)
-        error = ratio.std(axis=0) / keys**0.5
-        cells = [f"{z[:, i, t].mean():.1f}, {ratio[:, t].mean():.3f} (± {error[t]:.3f})" for t in range(len(names))]
-        print(f"| 1 in {2**level} | {2 ** (-level / 2):.3f} | " + " | ".join(cells) + " |")
+    parser.add_argument("--samples", type=int, default=200)
+    samples = parser.parse_args().samples
+    tokenizer = load("smollm2")
+    mark = GreenListMark(Keyring.load(EXAMPLES / "keyring.json").scope())
+    corpus, clean = (
+        read_corpus(Reader([EXAMPLES / f"{name}.jsonl"]), tokenizer, window=1) for name in ("student", "clean-twin")
+    )
+    ngrams = ngram_reference(
+        corpus.responses,
+        clean.responses,
+        tokenizer=tokenizer.digest(),
+        name="n-grams",
+        vocabulary_size=tokenizer.vocabulary_size,
+    )
+    print("| reference | test | all: z | 1 in 4 (root .5) | 1 in 16 (root .25) |\n|---|---|---|---|---|")
+    for reference in (Reference.load(EXAMPLES / "student-reference.npz"), ngrams):
+        tally = tally_of(
+            corpus.responses,
+            window=1,
+            special_ids=mark.special_ids,
+            prompts=corpus.prompts,
+            echoes=corpus.echoes,
+            reference=reference,
+        )
+        scores = mark.scores(tally)
+        for weighting in (SCORE, *DEFAULT):
+            weights = weighting.weigh(tally, reference).within(mark.tested(tally))
+            whole = weighted_test(weights, mark=mark, tally=tally, scores=scores).z
+            cells = []
+            for share in (1 / 4, 1 / 16):
+                rng = np.random.default_rng(1)
+                ratios = []
+                for _ in range(samples):
+                    kept = (rng.random(len(tally.windows)) < share)[tally.pair_window]
+                    ratios.append(weighted_test(weights.within(kept), mark=mark, tally=tally, scores=scores).z / whole)
+                cells.append(f"{np.mean(ratios):.3f} (± {np.std(ratios) / samples**0.5:.3f})")
+            print(f"| {reference.name} | {weighting.name} | {whole:.1f} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

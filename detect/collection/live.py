@@ -74,12 +74,6 @@ class LiveEvidence:
 
     def _advance(self) -> None:
         corpus = self._corpus()
-        if corpus.tokens > self.test.planned:
-            # The plan was for less: what is beyond it is not looked at.
-            ends = [0]
-            for ids in corpus.responses:
-                ends.append(ends[-1] + len(ids))
-            corpus = corpus.first(sum(end <= self.test.planned for end in ends) - 1)
         self.test.advance(corpus, None if self._reference_of is None else self._reference_of(corpus))
         self.effect = self.test.effect()
 

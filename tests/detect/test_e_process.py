@@ -174,6 +174,13 @@ def test_a_student_is_found_early_and_the_state_can_be_taken_up_again() -> None:
     early = sequential_test(half, mark, reference=reference.first(400), looks=8, planned_tokens=corpus.tokens)
     assert early.looks == result.looks[: len(early.looks)]
     assert len(early.looks) == 4
+    # Text beyond the plan is not looked at; the last look is at the text that reaches the plan.
+    planned = sum(len(ids) for ids in responses[:401]) - 3
+    whole, more = corpus.first(401), sequential_test(corpus, mark, reference=reference, looks=8, planned_tokens=planned)
+    assert more.tokens == whole.tokens > planned
+    assert len(more.looks) == 8
+    ended = sequential_test(whole, mark, reference=reference.first(401), looks=8, planned_tokens=planned)
+    assert ended.looks == more.looks
     # Another key finds nothing.
     other = sequential_test(corpus, GreenListMark(scope_of(key=6, special_ids=(0,))), reference=reference, looks=8)
     assert other.log10_p > -3
@@ -231,7 +238,7 @@ def test_bad_plans_and_no_text() -> None:
     mark, empty = mark_of(1), corpus_of([])
     assert sequential_test(empty, mark, weighting=SCORE).log10_p == 0.0
     some = corpus_of([np.arange(9, dtype=np.uint32)])
-    for wrong in ({"looks": 0}, {"planned_tokens": 3}, {"level": 0.0}):
+    for wrong in ({"looks": 0}, {"planned_tokens": 0}, {"level": 0.0}):
         with pytest.raises(UsageError):
             sequential_test(some, mark, weighting=SCORE, **wrong)
     mark.exact = False

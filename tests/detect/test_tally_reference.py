@@ -182,12 +182,6 @@ def test_masses_of_a_stranger_s_tally_are_checked(tmp_path: Path, sifter: Sifter
             read_tally(tmp_path / "b.tally")
 
 
-def test_a_reference_s_name_tells_it_from_others(smollm2: Tokenizer) -> None:
-    one, other = (ModelReader("smollm2", smollm2, top=top) for top in (8, 32))
-    assert one.name == "smollm2, top 8"
-    assert other.name != one.name
-
-
 def test_a_reference_grows_with_what_is_collected(smollm2: Tokenizer, reader: NgramReader) -> None:
     corpus = read_corpus(Reader([EXAMPLES / "student.jsonl"]), smollm2, window=1)
     growing = GrowingReference(reader, smollm2)
@@ -202,11 +196,18 @@ def test_a_reference_grows_with_what_is_collected(smollm2: Tokenizer, reader: Ng
 def test_a_model_reads_each_text_by_itself(tmp_path: Path, smollm2: Tokenizer, sifter: Sifter) -> None:
     pytest.importorskip("torch", reason="torch is not installed")
     lines = (EXAMPLES / "student.jsonl").read_text(encoding="utf-8").splitlines()[:3]
+    reader = ModelReader("smollm2", smollm2)
+    other = ModelReader("smollm2", smollm2)
+    assert other.name == reader.name == f"smollm2 ({reader.name[9:25]}), top 32"
+    # Other weights under the same name are another reference.
+    other = ModelReader("smollm2", smollm2)
+    other._model.model.lm_head.weight.data[0, 0] += 1
+    assert other.name != reader.name
     digests = set()
     for order, portion in ((1, 10**6), (-1, 800)):
         source = tmp_path / f"{order}.jsonl"
         source.write_text("".join(line + "\n" for line in lines[::order]), encoding="utf-8")
-        build = Build(reference=ModelReader("smollm2", smollm2), portion=portion)
+        build = Build(reference=reader, portion=portion)
         digests.add(build_tally([source], sifter, out=tmp_path / f"{order}.tally", build=build).digest())
     assert len(digests) == 1
 
