@@ -1,10 +1,10 @@
 """How z falls where a sample of the windows is kept: the demo's student, over many samples.
 
-    python benchmarks/studies/sampled_tally.py [--samples 200]      # three minutes
+    python benchmarks/studies/sampled_tally.py [--samples 800]      # three minutes
 
-Each sample keeps every window with the chance of 1 in 4 or 1 in 16, and all of its pairs, as a tally over its capacity
-does. The weights are those of the whole text, whose share of positions a sampled tally knows as well. Beside each ratio,
-of mean z to that of all windows, its standard error over samples.
+Each sample keeps every window with the chance of 1 in 4 or 1 in 16, and all of its pairs, as a tally over its
+capacity does. The weights are those of the whole text, whose share of positions a sampled tally knows as well. Beside
+each ratio of mean z to that of all windows stands its standard error over samples.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--samples", type=int, default=800)
     samples = parser.parse_args().samples
     tokenizer = load("smollm2")
     mark = GreenListMark(Keyring.load(EXAMPLES / "keyring.json").scope())
