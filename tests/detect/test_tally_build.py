@@ -28,6 +28,7 @@ from detect.mark import GreenListMark
 from detect.marked_text import detect_text
 from detect.portions import Sifter
 from detect.records import Accounting, Reader
+from detect.reference_reader import NgramReader
 from detect.tally import PromptPolicy
 from detect.tally_build import Build, build_tally, checkpoint_of
 from detect.tally_file import TallyFile, merge_tallies, read_tally, write_tally
@@ -236,11 +237,16 @@ class _EndedError(Exception):
     """Stands for whatever ends a process."""
 
 
-def test_resumed_run_gives_the_same_bytes(tmp_path: Path, sifter: Sifter, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("referenced", [False, True])
+def test_resumed_run_gives_the_same_bytes(
+    tmp_path: Path, sifter: Sifter, monkeypatch: pytest.MonkeyPatch, referenced: bool
+) -> None:
     """Ended after each write of a checkpoint and before it, in turn, until it is done."""
     path = write_lines(tmp_path / "a.jsonl", records_of(120, 5))
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
-    build = Build(portion=2000, every=0.0, capacity=800)
+    clean = (sifter.tokenizer.encode(" ".join(WORDS * 3)),)
+    reader = NgramReader(clean=clean, tokenizer=sifter.tokenizer, window=2, source="words")
+    build = Build(portion=2000, every=0.0, capacity=800, reference=reader if referenced else None)
     monkeypatch.setattr(tally_build, "_TIMES", 0.0)
     build_tally([path], sifter, out=undisturbed, build=build)
     assert not checkpoint_of(undisturbed).exists()

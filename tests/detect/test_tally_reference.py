@@ -15,7 +15,7 @@ from tilted_rows import tilted_rows
 
 from detect.centred import CENTRED
 from detect.corpus import read_corpus
-from detect.distillation import detect_model
+from detect.distillation import detect_model, make_tests
 from detect.family import DEFAULT
 from detect.mark import GreenListMark
 from detect.ngram_reference import ngram_reference
@@ -213,7 +213,7 @@ def test_a_model_reads_each_text_by_itself(tmp_path: Path, smollm2: Tokenizer, s
 
 
 def null_of(tmp_path: Path, smollm2: Tokenizer, *, keys: int, capacity: int) -> tuple[np.ndarray, int]:
-    """Return log10 p of centred and quasi-score under keys that marked nothing, of a sampled tally."""
+    """Return log10 p of the count, of both weighted tests and of them together under keys that marked nothing."""
     texts = [json.loads(line) for line in (EXAMPLES / "clean-twin.jsonl").read_text(encoding="utf-8").splitlines()]
     source, clean = tmp_path / "twice.jsonl", tmp_path / "clean.jsonl"
     # Repetitive: every answer once more with the beginning of the next.
@@ -229,16 +229,13 @@ def null_of(tmp_path: Path, smollm2: Tokenizer, *, keys: int, capacity: int) -> 
     )
     tally = build_tally([source], sifter, out=tmp_path / "n.tally", build=Build(reference=reader, capacity=capacity))
     rows = tally.rows.to_tally(left_out_prompt=0)
-    weights = [weighting.weigh(rows) for weighting in DEFAULT]
     found = []
     for number in range(keys):
         params = Params(tokenizer=smollm2.digest(), special_ids=smollm2.special_ids, window=1)
         secret = Secret(np.random.default_rng([7, number]).bytes(32))
         mark = GreenListMark(ScopeKeys(name="null", params=params, delta=2.0, key=secret))
-        tested, scores = mark.tested(rows), mark.scores(rows)
-        found.append(
-            [weighted_test(each.within(tested), mark=mark, tally=rows, scores=scores).log10_p for each in weights]
-        )
+        tests = make_tests(rows, mark, decoys=0)
+        found.append([tests.unweighted.log10_p, *(test.log10_p for test in tests.weighted), tests.log10_p])
     return np.array(found), tally.rows.level
 
 
@@ -249,6 +246,7 @@ def test_a_sixteenth_of_the_windows_under_keys_that_marked_nothing(
     """Chernoff's bound is conservative: the rates are at or below nominal within binomial error."""
     log10_ps, level = null_of(tmp_path, smollm2, keys=keys, capacity=1_500)
     assert level == 4
+    assert log10_ps.shape == (keys, 4)
     for log10_p in log10_ps.T:
         for exponent in (1, 2, 3):
             nominal = 10.0**-exponent
