@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -214,7 +215,7 @@ class _Opened:
             self.digests[file.name] = source.digest()
 
 
-class _Task:
+class _Task(ABC):
     """What is done with a unit, on a worker."""
 
     __name__ = "taggant"
@@ -230,8 +231,9 @@ class _Task:
         except TaggantError as error:
             return _BAD + str(error).encode()
 
+    @abstractmethod
     def made(self, unit: _Unit, sifter: Sifter, seen: Flags) -> bytes:
-        raise NotImplementedError
+        """Return what is made of a unit."""
 
 
 class _Listing(_Task):

@@ -28,7 +28,7 @@ class Duplicates:
         """Tell which of some records were there, and take none up; an empty digest never was."""
         known, words = _words(digests)
         held = np.zeros(len(known), dtype=np.bool_)
-        held[known] = _held(self._table, words)
+        held[known] = _looked_up(self._table, words, False)
         return held
 
     def add(self, digests: Sequence[bytes]) -> npt.NDArray[np.bool_]:
@@ -36,10 +36,10 @@ class Duplicates:
         known, words = _words(digests)
         while 10 * (self._size + len(words)) > 7 * len(self._table):
             larger = np.zeros((2 * len(self._table), 2), dtype=np.uint64)
-            _insert(larger, self._table[self._table.any(axis=1)])
+            _looked_up(larger, self._table[self._table.any(axis=1)], True)
             self._table = larger
         before = np.zeros(len(known), dtype=np.bool_)
-        before[known] = _insert(self._table, words)
+        before[known] = _looked_up(self._table, words, True)
         self._size += int((known & ~before).sum())
         return before
 
@@ -54,8 +54,8 @@ def _words(digests: Sequence[bytes]) -> tuple[npt.NDArray[np.bool_], Words]:
 
 
 @kernel
-def _held(table: Words, words: Words) -> npt.NDArray[np.bool_]:
-    """Return which of *words* are in the table."""
+def _looked_up(table: Words, words: Words, put: bool) -> npt.NDArray[np.bool_]:
+    """Return which of *words* are in the table, and put the others into it if *put*."""
     mask = np.uint64(table.shape[0] - 1)
     found = np.zeros(words.shape[0], np.bool_)
     for i in range(words.shape[0]):
@@ -65,21 +65,7 @@ def _held(table: Words, words: Words) -> npt.NDArray[np.bool_]:
                 found[i] = True
                 break
             slot = (slot + np.uint64(1)) & mask
-    return found
-
-
-@kernel
-def _insert(table: Words, words: Words) -> npt.NDArray[np.bool_]:
-    """Put *words* into the table, and return which were in it."""
-    mask = np.uint64(table.shape[0] - 1)
-    found = np.zeros(words.shape[0], np.bool_)
-    for i in range(words.shape[0]):
-        slot = words[i, 0] & mask
-        while table[slot, 0] != np.uint64(0) or table[slot, 1] != np.uint64(0):
-            if table[slot, 0] == words[i, 0] and table[slot, 1] == words[i, 1]:
-                found[i] = True
-                break
-            slot = (slot + np.uint64(1)) & mask
-        table[slot, 0] = words[i, 0]
-        table[slot, 1] = words[i, 1]
+        if put:
+            table[slot, 0] = words[i, 0]
+            table[slot, 1] = words[i, 1]
     return found

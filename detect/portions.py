@@ -190,28 +190,22 @@ class Sifter:
 
     def tally(self, found: Sifted, reference: Reference) -> Tally:
         """Return the tally of the texts with a reference of them."""
-        prompts, echoes = found.left_out()
-        return tally_of(
-            found.responses,
-            window=self.window,
-            special_ids=self.special_ids,
-            prompts=prompts,
-            echoes=echoes,
-            policy=self.policy,
-            reference=reference,
-        )
+        return tally_of(found.responses, reference=reference, **self._options(found))
 
     def positions(self, found: Sifted) -> Positions:
         """Return which positions of the texts are in."""
+        return positions_of(found.responses, **self._options(found))
+
+    def _options(self, found: Sifted) -> dict[str, Any]:
+        """Return what `tally_of` and `positions_of` want to know beside the texts."""
         prompts, echoes = found.left_out()
-        return positions_of(
-            found.responses,
-            window=self.window,
-            special_ids=self.special_ids,
-            prompts=prompts,
-            echoes=echoes,
-            policy=self.policy,
-        )
+        return {
+            "window": self.window,
+            "special_ids": self.special_ids,
+            "prompts": prompts,
+            "echoes": echoes,
+            "policy": self.policy,
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}, "_echoes": None}

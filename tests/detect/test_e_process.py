@@ -169,6 +169,9 @@ def test_a_student_is_found_early_and_the_state_can_be_taken_up_again() -> None:
     assert result.tokens_needed < corpus.tokens
     assert result.tokens == corpus.tokens
     assert [look.number for look in result.looks] == list(range(1, 9))
+    # At the end of the plan all lanes are open.
+    lanes = list(range(mark.scope.params.fleet_lanes))
+    assert sorted(lane for look in result.looks for lane in look.opened) == lanes
     # Called while it is still coming in, with the same plan, the looks are the same.
     half = corpus.first(400)
     early = sequential_test(half, mark, reference=reference.first(400), looks=8, planned_tokens=corpus.tokens)
@@ -179,6 +182,7 @@ def test_a_student_is_found_early_and_the_state_can_be_taken_up_again() -> None:
     whole, more = corpus.first(401), sequential_test(corpus, mark, reference=reference, looks=8, planned_tokens=planned)
     assert more.tokens == whole.tokens > planned
     assert len(more.looks) == 8
+    assert sorted(lane for look in more.looks for lane in look.opened) == lanes
     ended = sequential_test(whole, mark, reference=reference.first(401), looks=8, planned_tokens=planned)
     assert ended.looks == more.looks
     # Another key finds nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,13 +14,15 @@ from detect.reference import Reference
 from detect.tally import UNIT, tally_of
 
 
+@pytest.mark.parametrize("share", [1.0, 0.25])
 @pytest.mark.parametrize("window", [1, 2])
 def test_weights_are_their_formulas(
-    window: int, repetitive: list[np.ndarray], references: dict[int, Reference]
+    window: int, share: float, repetitive: list[np.ndarray], references: dict[int, Reference]
 ) -> None:
-    tally = tally_of(repetitive, window=window, reference=references[window])
+    tally = replace(tally_of(repetitive, window=window, reference=references[window]), share=share)
     n, mu = tally.said.tolist(), [mass / UNIT for mass in tally.expected.tolist()]
-    positions = sum(n)
+    # Of a sample the positions of all windows count, about as many.
+    positions = sum(n) / share
     visits: dict[int, int] = defaultdict(int)
     energy: dict[int, float] = defaultdict(float)
     for at, of in enumerate(tally.pair_window.tolist()):
