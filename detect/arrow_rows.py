@@ -48,24 +48,26 @@ def need_pyarrow() -> None:
 
 @dataclass(frozen=True, slots=True)
 class ArrowRows:
-    """Some rows of a file, as Arrow's stream format; cheap to send to another process."""
+    """Some rows of a file; sent to another process as Arrow's stream format."""
 
     first: int
     """The number of the first row in its file, from 1."""
     length: int
     file_bytes: int
     """Bytes of the file, about, up to the last row."""
-    stream: bytes
+    batch: pa.RecordBatch
 
-    def batch(self) -> pa.RecordBatch:
-        """Return them as a record batch."""
+    def __reduce__(self) -> tuple[Any, ...]:
         import pyarrow as pa
 
-        return pa.ipc.open_stream(pa.py_buffer(self.stream)).read_next_batch()
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self.batch.schema) as writer:
+            writer.write_batch(self.batch)
+        return _of_stream, (self.first, self.length, self.file_bytes, sink.getvalue().to_pybytes())
 
     def rows(self) -> Iterator[dict[str, object] | str]:
         """Yield each row's values that are not null, or what is wrong with it."""
-        batch = self.batch()
+        batch = self.batch
         columns = {name: _values(batch.column(i)) for i, name in enumerate(batch.schema.names)}
         for number in range(batch.num_rows):
             row = {name: values[number] for name, values in columns.items()}
@@ -80,26 +82,37 @@ class ArrowRows:
         """Return the ids of all rows and where each row's begin, with the end; None if there is more than *column*."""
         import pyarrow.types as kinds
 
-        batch = self.batch()
+        batch = self.batch
         if batch.schema.names != [column] or batch.column(0).null_count:
             return None
-        lists = batch.column(0)
-        if not (kinds.is_list(lists.type) or kinds.is_large_list(lists.type)):
+        if not (kinds.is_list(batch.column(0).type) or kinds.is_large_list(batch.column(0).type)):
             return None
-        ids = _small_integers(lists.values)
-        return None if ids is None else (ids, lists.offsets.to_numpy().astype(np.int64))
+        values, starts = _lists(batch.column(0))
+        ids = _small_integers(values)
+        return None if ids is None else (ids, starts)
 
     def digests(self) -> list[bytes]:
         """Return a digest of each row: equal where the values that are not null are."""
-        batch = self.batch()
-        hashes = [hashlib.sha256() for _ in range(batch.num_rows)]
+        batch = self.batch
+        hashes: list[Any] = [None] * batch.num_rows
         for name, i in sorted((name, i) for i, name in enumerate(batch.schema.names)):
             head = name.encode() + b"\0"
-            for sha256, value in zip(hashes, _bytes(batch.column(i)), strict=True):
+            for number, value in enumerate(_bytes(batch.column(i))):
                 if value is not None:
-                    sha256.update(head + len(value).to_bytes(8, "little"))
+                    described = head + len(value).to_bytes(8, "little")
+                    if (sha256 := hashes[number]) is None:
+                        hashes[number] = sha256 = hashlib.sha256(described)
+                    else:
+                        sha256.update(described)
                     sha256.update(value)
-        return [sha256.digest()[:16] for sha256 in hashes]
+        nothing = hashlib.sha256()
+        return [(sha256 or nothing).digest()[:16] for sha256 in hashes]
+
+
+def _of_stream(first: int, length: int, file_bytes: int, stream: bytes) -> ArrowRows:
+    import pyarrow as pa
+
+    return ArrowRows(first, length, file_bytes, pa.ipc.open_stream(pa.py_buffer(stream)).read_next_batch())
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +161,8 @@ def arrow_rows(stream: BinaryIO, *, columns: Sequence[str], size: int) -> Iterat
             rows = max(1, min(_MOST_ROWS, described.num_rows, described.num_rows * _DECODED // max(1, total)))
             for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=wanted, use_threads=False):
                 for start, end in _cuts(batch, size):
-                    sink = pa.BufferOutputStream()
-                    with pa.ipc.new_stream(sink, batch.schema) as writer:
-                        writer.write_batch(batch.slice(start, end - start))
                     done = size_of_file * (first + end - start - 1) // max(1, file.metadata.num_rows)
-                    yield ArrowRows(first, end - start, done, sink.getvalue().to_pybytes())
+                    yield ArrowRows(first, end - start, done, batch.slice(start, end - start))
                     first += end - start
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(
@@ -202,6 +212,15 @@ def _checked(chunks: Sequence[ColumnChunk], wanted: Sequence[str], group: int) -
     return total
 
 
+def _lists(column: Any) -> tuple[Any, npt.NDArray[np.int64]]:
+    """Return the values of a column of lists and where in them each list starts, with the end as the last entry.
+
+    The values are the column's own, not all those of the columns that it was cut from.
+    """
+    starts = column.offsets.to_numpy().astype(np.int64)
+    return column.values.slice(starts[0], starts[-1] - starts[0]), starts - starts[0]
+
+
 def _values(column: Any) -> Sequence[object]:
     """Return a column's values for `detect.records`: strings, arrays of ids, or what Arrow makes of them."""
     import pyarrow.types as kinds
@@ -211,7 +230,7 @@ def _values(column: Any) -> Sequence[object]:
         values = _values(column.dictionary)
         return [None if i is None else values[i] for i in column.indices.to_pylist()]
     if (kinds.is_list(kind) or kinds.is_large_list(kind)) and kinds.is_integer(kind.value_type):
-        flat, offsets = column.values, column.offsets.to_numpy()
+        flat, offsets = _lists(column)
         if flat.null_count == 0:
             values = flat.to_numpy()
             null = column.is_null().to_numpy(zero_copy_only=False)
@@ -240,10 +259,11 @@ def _bytes(column: Any) -> Iterator[bytes | memoryview | None]:
     kind = column.type
     ids = None
     if (kinds.is_list(kind) or kinds.is_large_list(kind)) and column.null_count == 0:
-        ids = _small_integers(column.values)
+        values_of_all, starts = _lists(column)
+        ids = _small_integers(values_of_all)
     if ids is not None:
         data = ids.astype("<u4", copy=False).data.cast("B")
-        for start, end in pairwise((4 * column.offsets.to_numpy().astype(np.int64)).tolist()):
+        for start, end in pairwise((4 * starts).tolist()):
             yield data[start:end]
     elif kinds.is_dictionary(kind):
         values = list(_bytes(column.dictionary))

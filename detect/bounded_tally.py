@@ -8,29 +8,31 @@ a level that was needed on the way is needed at the end.
 
 from __future__ import annotations
 
-from detect.tally_rows import TallyRows
+import numpy as np
+import numpy.typing as npt
+
+from detect.occurrences import Grouping, Occurrences
+from detect.tally_rows import MAX_LEVEL, TallyRows, last_hash
 from watermark.errors import UsageError
 
 __all__ = ["CAPACITY", "BoundedTally"]
 
-#: Pairs kept unless told otherwise: some 400 MB, and twice that while rows are merged.
+#: Pairs kept unless told otherwise: some 400 MB, and twice that at the end.
 CAPACITY = 2**24
 
-#: Rows wait to be added to the others until they are a share of the capacity.
-_WAITING = 8
+#: What is added waits until it is a share of the capacity, and this many pairs at least: each time all is gone through.
+_WAITING = 2
+_LEAST = 2**20
 
-#: Parts of like size that are added up together.
-_TOGETHER = 8
-
-#: How often the sum of all parts was added up, as it were: no other part is.
-_ALL = 64
+#: Pairs of a range, about: what is done with one fits the cache.
+_RANGE = 2**17
 
 
 class BoundedTally:
     """Add up rows, and keep at most *capacity* pairs.
 
-    Parts of like size are added up first, so that a row is copied some log8(parts) times, as in a log-structured
-    merge tree.
+    What is kept lies in equal ranges of the windows' hashes, a power of two of them, so that a range is added up by
+    itself, and halving the sample is dropping the upper half.
 
     Args:
         window: ids before each token.
@@ -44,36 +46,66 @@ class BoundedTally:
         if capacity < 1:
             raise UsageError(f"expected a capacity of 1 pair or more, got {capacity}")
         self.capacity = capacity
-        self._window = window
         self._level = 0
-        self._parts: list[tuple[int, TallyRows]] = []
-        """What is waiting, the most often added up first; and how often that was."""
+        self._grouping = Grouping(window=window)
+        self._ranges = [TallyRows.none(window=window)]
+        self._occurrences: list[Occurrences] = []
+        self._rows: list[TallyRows] = []
+        self._waiting = 0
+        """How many pairs the two hold."""
 
     @property
     def level(self) -> int:
         """How often the sample was halved so far. Rows of windows beyond it need not be added."""
         return self._level
 
-    def add(self, rows: TallyRows) -> None:
-        """Add the rows of some texts."""
-        self._level = max(self._level, rows.level)
-        rows = rows.cut(self._level)
-        if not rows.pairs:
-            return
-        times = 0
-        self._parts.append((times, rows))
-        while [each for each, _ in self._parts[-_TOGETHER:]] == [times] * _TOGETHER:
-            times += 1
-            self._parts[-_TOGETHER:] = [(times, TallyRows.total([part for _, part in self._parts[-_TOGETHER:]]))]
-        if sum(part.pairs for _, part in self._parts) > self.capacity + self.capacity // _WAITING:
-            self.rows()
+    def add(self, part: TallyRows | Occurrences) -> None:
+        """Add what was said in some texts."""
+        self._rise(part.level)
+        if isinstance(part, Occurrences):
+            self._occurrences.append(part)
+            self._waiting += len(part)
+        else:
+            self._rows.append(part)
+            self._waiting += part.pairs
+        if self._waiting > max(self.capacity // _WAITING, _LEAST):
+            self._add_up()
 
     def rows(self) -> TallyRows:
         """Return what is kept of all that was added."""
-        rows = TallyRows.none(window=self._window)
-        if self._parts:
-            rows = TallyRows.total([part for _, part in self._parts])
-        rows = rows.cut(self._level).within(self.capacity)
-        self._level = rows.level
-        self._parts = [(_ALL, rows)] if rows.pairs else []
+        self._add_up()
+        self._grouping.release()
+        rows = TallyRows.joined(self._ranges, level=self._level)
+        self._ranges = rows.between(self._lasts(len(self._ranges)))
         return rows
+
+    def _add_up(self) -> None:
+        """Add what is waiting to the rest, and halve the sample until it fits."""
+        if self._waiting:
+            pairs = self._waiting + sum(rows.pairs for rows in self._ranges)
+            wanted = min(1 << (pairs // _RANGE).bit_length(), int(last_hash(self._level)) + 1)
+            count = max(len(self._ranges), wanted)
+            lasts = self._lasts(count)
+            finer = np.split(lasts, len(self._ranges))
+            self._ranges = [part for rows, ends in zip(self._ranges, finer, strict=True) for part in rows.between(ends)]
+            waiting = [part.cut(self._level).between(lasts) for part in self._rows]
+            said = self._grouping.grouped(self._occurrences, level=self._level, bits=count.bit_length() - 1)
+            for i, rows in enumerate(said):
+                self._ranges[i] = TallyRows.total([self._ranges[i], rows, *(parts[i] for parts in waiting)])
+            self._rows, self._waiting = [], 0
+        while self._level < MAX_LEVEL and sum(rows.pairs for rows in self._ranges) > self.capacity:
+            self._rise(self._level + 1)
+
+    def _rise(self, level: int) -> None:
+        """Keep what is kept at *level*, too."""
+        while self._level < level:
+            self._level += 1
+            if len(self._ranges) > 1:
+                del self._ranges[len(self._ranges) // 2 :]
+            else:
+                self._ranges = [self._ranges[0].cut(self._level)]
+
+    def _lasts(self, count: int) -> npt.NDArray[np.uint64]:
+        """Return the largest hash of each of *count* equal ranges of those that are kept."""
+        kept = int(last_hash(self._level)) + 1
+        return np.array([kept * (i + 1) // count - 1 for i in range(count)], dtype=np.uint64)

@@ -22,7 +22,7 @@ from detect.echo import Echoes
 from detect.inputs import Portion
 from detect.records import Accounting, Fields, LeftOutError, RecordParser
 from detect.reference import Reference
-from detect.tally import Positions, PromptPolicy, Tally, positions_of, tally_of
+from detect.tally import Positions, PromptPolicy, Tally, Texts, positions_of, tally_of
 from watermark.errors import InputError, TaggantError, UsageError
 from watermark.tokenizer import Tokenizer
 
@@ -51,8 +51,8 @@ class Sifted:
     """The texts of a portion that are to be scored; text i belongs to document ``document[i]``."""
 
     accounting: Accounting
-    responses: list[Ids] = field(default_factory=list)
-    prompts: list[list[Ids]] = field(default_factory=list)
+    responses: list[Ids] | Texts = field(default_factory=list)
+    prompts: list[Sequence[Ids]] = field(default_factory=list)
     prompt_texts: list[tuple[str, ...]] = field(default_factory=list)
     """The texts before each, whatever the policy."""
     echoes: list[npt.NDArray[np.bool_] | None] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Sifted:
     @property
     def tokens(self) -> int:
         """Ids in all texts."""
-        return sum(map(len, self.responses))
+        return len(self.responses.ids) if isinstance(self.responses, Texts) else sum(map(len, self.responses))
 
     def left_out(self) -> tuple[Sequence[Sequence[Ids]], Sequence[npt.NDArray[np.bool_]]]:
         """Return the prompts and the echoes as `tally_of` wants them."""
@@ -128,7 +128,8 @@ class Sifter:
         if lists is not None and (whole := self._sift_lists(portion, *lists, seen)) is not None:
             return whole
         accounting = Accounting(read=len(portion))
-        found = Sifted(accounting=accounting)
+        responses: list[Ids] = []
+        found = Sifted(accounting=accounting, responses=responses)
         parser = RecordParser(self.fields, note=accounting.note)
         for number, (raw, reason) in enumerate(zip(portion.records(), seen.tolist(), strict=True)):
             try:
@@ -149,7 +150,7 @@ class Sifter:
             if document.fingerprint is not None:
                 found.fingerprints.add(document.fingerprint)
             for text, (ids, logged) in zip(document.texts, encoded, strict=True):
-                found.responses.append(ids)
+                responses.append(ids)
                 found.from_ids += logged
                 found.without_prompt += text.prompts is None
                 earlier = text.prompts or ()
@@ -173,14 +174,18 @@ class Sifter:
         accounting.exclude(TOO_SHORT, int(short.sum()))
         for flag, reason in enumerate(_REASONS[1:], start=1):
             accounting.exclude(reason, int((~short & (seen == flag)).sum()))
-        places = starts.tolist()
+        if len(scored) == len(portion):
+            # A copy, since kernels are compiled for arrays that can be written to, and Arrow's cannot.
+            responses: list[Ids] | Texts = Texts(ids.copy(), starts)
+        else:
+            responses = [ids[starts[i] : starts[i + 1]] for i in scored]
         names = portion.names()
         return Sifted(
             accounting=accounting,
-            responses=[ids[places[i] : places[i + 1]] for i in scored],
-            prompts=[[] for _ in scored],
-            prompt_texts=[() for _ in scored],
-            echoes=[None for _ in scored],
+            responses=responses,
+            prompts=[()] * len(scored),
+            prompt_texts=[()] * len(scored),
+            echoes=[None] * len(scored),
             document=list(range(len(scored))),
             sources=[names[i] for i in scored],
             record=scored,

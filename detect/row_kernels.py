@@ -1,4 +1,4 @@
-"""The compiled kernels of `detect.tally_rows`: rows are grouped from positions, added up, and checked.
+"""The compiled kernels of `detect.tally_rows`: pairs are dealt by their windows' hashes, grouped, merged and checked.
 
 They call one another and nothing of another file, for the reason given in `watermark.kernels`. Nothing here hashes:
 the windows' key-free hashes come from there. Rows stand in the order of (hash, window ids, token).
@@ -11,11 +11,14 @@ import numpy.typing as npt
 
 from watermark.kernels import inline, kernel
 
-__all__ = ["add_up", "count_pairs", "disordered", "rank_rows", "rank_windows"]
+__all__ = ["count_ranges", "deal", "disordered", "group", "merge", "name_pairs", "separate"]
 
 Ids = npt.NDArray[np.uint32]
 Words = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
+
+_U = np.uint64
+_ONE = np.uint64(1)
 
 
 @inline
@@ -27,213 +30,289 @@ def _window_order(a, i, b, j, h):
     return 0
 
 
-@kernel
-def rank_windows(words: Words, shift: int, ids: Ids, h: int) -> tuple[Words, Ids]:
-    """Rank the windows before positions, and name each position's pair by its window's rank and its token.
-
-    Args:
-        words: sorted; above the low *shift* bits the beginning of the window's hash, in them the position. Those of
-            windows whose hashes begin alike are reordered in place.
-        shift: bits of the position.
-        ids: what they are positions of.
-        h: ids of a window.
-
-    Returns:
-        rank << 32 | token of each position, (n,); and the windows by rank, (m, h): in the order of the beginnings of
-        their hashes, and those that begin alike in any.
-    """
-    n = words.shape[0]
-    mask = (np.uint64(1) << np.uint64(shift)) - np.uint64(1)
-    names = np.empty(n, np.uint64)
-    windows = np.empty((n, h), np.uint32)
-    m = 0
-    start = 0
-    while start < n:
-        end = start + 1
-        beginning = words[start] >> np.uint64(shift)
-        one = np.int64(words[start] & mask)
-        rank = np.uint64(m) << np.uint64(32)
-        names[start] = rank | np.uint64(ids[one])
-        for d in range(h):
-            windows[m, d] = ids[one - h + d]
-        m += 1
-        while end < n and words[end] >> np.uint64(shift) == beginning:
-            other = np.int64(words[end] & mask)
-            if _window_order(ids, other - h, ids, one - h, h) != 0:
-                break
-            names[end] = rank | np.uint64(ids[other])
-            end += 1
-        if end < n and words[end] >> np.uint64(shift) == beginning:
-            # Another window whose hash begins alike, which is rare: those of this one are brought to the front.
-            i = end + 1
-            while i < n and words[i] >> np.uint64(shift) == beginning:
-                other = np.int64(words[i] & mask)
-                if _window_order(ids, other - h, ids, one - h, h) == 0:
-                    words[i] = words[end]
-                    words[end] = (beginning << np.uint64(shift)) | np.uint64(other)
-                    names[end] = rank | np.uint64(ids[other])
-                    end += 1
-                i += 1
-        start = end
-    return names, windows[:m].copy()
+@inline
+def _range_of(value, level, bits):
+    """Which of the 2^bits equal ranges of the hashes below 2^(64 - level) a hash falls into."""
+    return np.int64(((value << _U(level)) >> _ONE) >> _U(63 - bits))
 
 
 @kernel
-def count_pairs(names: Words, m: int) -> tuple[Counts, Ids, Counts]:
-    """Return where each of *m* windows' pairs start, their tokens, and how often each was said.
-
-    *names* are sorted: rank << 32 | token.
-    """
-    n = names.shape[0]
-    starts = np.empty(m + 1, np.int64)
-    tokens = np.empty(n, np.uint32)
-    said = np.empty(n, np.int64)
-    pairs = 0
-    windows = 0
-    start = 0
-    while start < n:
-        name = names[start]
-        end = start + 1
-        while end < n and names[end] == name:
-            end += 1
-        if np.int64(name >> np.uint64(32)) == windows:
-            starts[windows] = pairs
-            windows += 1
-        tokens[pairs] = np.uint32(name & np.uint64(0xFFFFFFFF))
-        said[pairs] = end - start
-        pairs += 1
-        start = end
-    starts[windows] = pairs
-    return starts, tokens[:pairs].copy(), said[:pairs].copy()
+def count_ranges(hashes: Words, last: np.uint64, level: int, bits: int, sizes: Counts) -> None:
+    """Add to *sizes*, (2^bits,), how many of the hashes up to *last* = 2^(64 - level) - 1 fall into each range."""
+    for i in range(hashes.shape[0]):
+        if hashes[i] <= _U(last):
+            sizes[_range_of(hashes[i], level, bits)] += 1
 
 
 @kernel
-def rank_rows(
-    words: Words,
-    shift: int,
+def deal(
     hashes: Words,
-    windows: Ids,
-    starts: Counts,
-    tokens: Ids,
-    information: Counts,
-    token_bits: int,
-    row_bits: int,
-) -> tuple[Words, Words, Ids, Counts]:
-    """Rank windows, of which each may stand there several times, and name each row's pair by rank, token and row.
+    pairs: Ids,
+    last: np.uint64,
+    level: int,
+    bits: int,
+    ends: Counts,
+    into_hashes: Words,
+    into_pairs: Ids,
+) -> None:
+    """Put pairs, one an occurrence, behind those that are in their range already.
 
     Args:
-        words: sorted; above the low *shift* bits the beginning of a window's hash, in them its place in what follows.
-            Those of windows whose hashes begin alike are reordered in place.
-        shift: bits of the place.
-        hashes: (w,).
-        windows: (w, h).
-        starts: where each window's pairs start, (w + 1,).
-        tokens: (n,).
-        information: (w,), or empty.
+        hashes: of the windows, (k,).
+        pairs: window ids and token, (k, h + 1).
+        last: see `count_ranges`.
+        level: see there.
+        bits: see there.
+        ends: where the next of each range goes, (2^bits,); moved on.
+        into_hashes: takes up the hashes.
+        into_pairs: takes up the pairs.
+    """
+    width = pairs.shape[1]
+    for i in range(hashes.shape[0]):
+        if hashes[i] <= _U(last):
+            which = _range_of(hashes[i], level, bits)
+            at = ends[which]
+            ends[which] = at + 1
+            into_hashes[at] = hashes[i]
+            for d in range(width):
+                into_pairs[at, d] = pairs[i, d]
+
+
+@kernel
+def name_pairs(hashes: Words, pairs: Ids, lead: int, token_bits: int, row_bits: int) -> Words:
+    """Name each of the rows by the beginning of its window's hash below the first *lead* bits, its token and its place.
+
+    Sorted, the names stand in the order of the rows, but for windows whose hashes begin alike (see `separate`).
+    """
+    h = pairs.shape[1] - 1
+    names = np.empty(hashes.shape[0], np.uint64)
+    tail = _U(token_bits + row_bits)
+    for i in range(hashes.shape[0]):
+        head = ((hashes[i] << _U(lead)) >> tail) << tail
+        names[i] = head | (_U(pairs[i, h]) << _U(row_bits)) | _U(i)
+    return names
+
+
+@kernel
+def separate(names: Words, token_bits: int, row_bits: int, hashes: Words, pairs: Ids) -> None:
+    """Put sorted names of windows whose hashes begin alike into the order of (hash, window, token), in place.
+
+    Two windows of one range do so rarely: each takes a pass over the names that begin alike.
+    """
+    n, width = pairs.shape
+    flat = pairs.reshape(n * width)
+    tail = _U(token_bits + row_bits)
+    mask = (_ONE << _U(row_bits)) - _ONE
+    others = np.empty(n, np.uint64)
+    start = 0
+    while start < n:
+        end = start + 1
+        while end < n and names[end] >> tail == names[start] >> tail:
+            end += 1
+        while start < end:
+            least = np.int64(names[start] & mask)
+            for i in range(start + 1, end):
+                row = np.int64(names[i] & mask)
+                if hashes[row] < hashes[least] or (
+                    hashes[row] == hashes[least]
+                    and _window_order(flat, row * width, flat, least * width, width - 1) < 0
+                ):
+                    least = row
+            count = 0
+            for i in range(start, end):
+                name = names[i]
+                row = np.int64(name & mask)
+                if _window_order(flat, row * width, flat, least * width, width - 1) == 0:
+                    names[start] = name
+                    start += 1
+                else:
+                    others[count] = name
+                    count += 1
+            for i in range(count):
+                names[start + i] = others[i]
+
+
+@kernel
+def group(
+    names: Words, token_bits: int, row_bits: int, hashes: Words, pairs: Ids
+) -> tuple[bool, Ids, Counts, Ids, Counts]:
+    """Count the occurrences of each pair.
+
+    Args:
+        names: (n,), sorted (`name_pairs`).
         token_bits: bits of a token.
-        row_bits: bits of a place in *tokens*.
+        row_bits: bits of a place.
+        hashes: of the windows by place, (n,).
+        pairs: by place, (n, h + 1).
 
     Returns:
-        (rank << token_bits | token) << row_bits | row of each row, (n,); and by rank the hashes, the windows and
-        the sums of the information: in the order of the beginnings of their hashes, and those that begin alike in any.
+        Whether windows whose hashes begin alike are out of order, so that the rest is void; the windows, each once;
+        where each window's pairs start, with their number as the last entry; their tokens; and how often each was said.
     """
-    w, h = windows.shape
-    flat = windows.reshape(w * h)
-    mask = (np.uint64(1) << np.uint64(shift)) - np.uint64(1)
-    names = np.empty(tokens.shape[0], np.uint64)
-    into_hashes = np.empty(w, np.uint64)
-    into_windows = np.empty((w, h), np.uint32)
-    into_information = np.zeros(information.shape[0], np.int64)
-    referred = information.shape[0] > 0
+    n, width = pairs.shape
+    h = width - 1
+    flat = pairs.reshape(n * width)
+    mask = (_ONE << _U(row_bits)) - _ONE
+    token_mask = (_ONE << _U(token_bits)) - _ONE
+    windows = np.empty((n + 1) * h, np.uint32)
+    starts = np.empty(n + 1, np.int64)
+    tokens = np.empty(n + 1, np.uint32)
+    said = np.empty(n + 1, np.int64)
+    starts[0] = 0
+    said[0] = 0
+    # Windows and pairs so far. The next of each is written again and again until another one comes: no branch, since
+    # whether one comes is as good as random. Place 0 is the end of those before the first.
+    m = 0
+    p = 0
+    before = ~(names[0] >> _U(row_bits)) if n else _U(0)
+    last = 0
+    for i in range(n):
+        name = names[i] >> _U(row_bits)
+        row = np.int64(names[i] & mask) * width
+        alike = (name >> _U(token_bits)) == (before >> _U(token_bits))
+        other = False
+        for d in range(h):
+            other |= flat[row + d] != flat[last + d]
+        if alike and other:
+            one, two = hashes[last // width], hashes[row // width]
+            if one > two or (one == two and _window_order(flat, last, flat, row, h) > 0):
+                return True, pairs, starts, tokens, said
+        fresh = not alike or other
+        m += fresh
+        p += fresh or name != before
+        for d in range(h):
+            windows[m * h + d] = flat[row + d]
+        starts[m] = p
+        tokens[p] = np.uint32(name & token_mask)
+        said[p] = i + 1
+        before = name
+        last = row
+    for i in range(p, 0, -1):
+        said[i] -= said[i - 1]
+    return (
+        False,
+        windows[h : (m + 1) * h].reshape(m, h),
+        starts[: m + 1],
+        tokens[1 : p + 1],
+        said[1 : p + 1],
+    )
+
+
+@kernel
+def merge(
+    hashes_a: Words,
+    windows_a: Ids,
+    starts_a: Counts,
+    tokens_a: Ids,
+    said_a: Counts,
+    expected_a: Counts,
+    information_a: Counts,
+    hashes_b: Words,
+    windows_b: Ids,
+    starts_b: Counts,
+    tokens_b: Ids,
+    said_b: Counts,
+    expected_b: Counts,
+    information_b: Counts,
+) -> tuple[Words, Ids, Counts, Ids, Counts, Counts, Counts]:
+    """Add up two sets of rows, each in order; both have reference mass or neither has.
+
+    Arguments and results are the columns of `detect.tally_rows.TallyRows`.
+    """
+    a_m, h = windows_a.shape
+    b_m = windows_b.shape[0]
+    flat_a = windows_a.reshape(a_m * h)
+    flat_b = windows_b.reshape(b_m * h)
+    most = tokens_a.shape[0] + tokens_b.shape[0]
+    referred = information_a.shape[0] + information_b.shape[0] > 0
+    columns = expected_a.shape[1]
+    hashes = np.empty(a_m + b_m, np.uint64)
+    windows = np.empty((a_m + b_m, h), np.uint32)
+    starts = np.empty(a_m + b_m + 1, np.int64)
+    tokens = np.empty(most, np.uint32)
+    said = np.empty(most, np.int64)
+    expected = np.empty((most if referred else 0, columns), np.int64)
+    information = np.empty(a_m + b_m if referred else 0, np.int64)
+    i = 0
+    j = 0
     m = 0
     n = 0
-    start = 0
-    while start < w:
-        beginning = words[start] >> np.uint64(shift)
-        one = np.int64(words[start] & mask)
-        into_hashes[m] = hashes[one]
-        for d in range(h):
-            into_windows[m, d] = windows[one, d]
-        end = start
-        i = start
-        while i < w and words[i] >> np.uint64(shift) == beginning:
-            other = np.int64(words[i] & mask)
-            if i == start or _window_order(flat, other * h, flat, one * h, h) == 0:
-                # That of another window whose hash begins alike, which is rare, goes back.
-                words[i] = words[end]
-                end += 1
-                if referred:
-                    into_information[m] += information[other]
-                for row in range(starts[other], starts[other + 1]):
-                    name = (np.uint64(m) << np.uint64(token_bits)) | np.uint64(tokens[row])
-                    names[n] = (name << np.uint64(row_bits)) | np.uint64(row)
-                    n += 1
-            i += 1
-        m += 1
-        start = end
-    return names, into_hashes[:m], into_windows[:m], into_information[:m] if referred else into_information
-
-
-@kernel
-def add_up(
-    names: Words,
-    token_bits: int,
-    row_bits: int,
-    said: Counts,
-    expected: Counts,
-    starts: Counts,
-    tokens: Ids,
-    into_said: Counts,
-    into_expected: Counts,
-    m: int,
-    n: int,
-) -> int:
-    """Add up the rows of pairs.
-
-    Args:
-        names: sorted; (rank << token_bits | token) << row_bits | row.
-        token_bits: see above.
-        row_bits: see above.
-        said: by row.
-        expected: by row, (n, c), or empty.
-        starts: takes up where each window's pairs start, from window *m* on; and the other three the pairs, from pair
-            *n* on.
-        tokens: see above.
-        into_said: see above.
-        into_expected: see above.
-        m: windows that are there.
-        n: pairs that are there.
-
-    Returns:
-        n after it.
-    """
-    row_mask = (np.uint64(1) << np.uint64(row_bits)) - np.uint64(1)
-    token_mask = (np.uint64(1) << np.uint64(token_bits)) - np.uint64(1)
-    referred = expected.shape[0] > 0
-    columns = expected.shape[1]
-    windows = 0
-    before = np.uint64(0)
-    for i in range(names.shape[0]):
-        name = names[i] >> np.uint64(row_bits)
-        row = np.int64(names[i] & row_mask)
-        if i > 0 and name == before:
-            into_said[n - 1] += said[row]
-            if referred:
-                for c in range(columns):
-                    into_expected[n - 1, c] += expected[row, c]
+    while i < a_m or j < b_m:
+        # Below 0: the next window is in a alone; above: in b alone.
+        order = 0
+        if j == b_m:
+            order = -1
+        elif i == a_m:
+            order = 1
+        elif hashes_a[i] != hashes_b[j]:
+            order = -1 if hashes_a[i] < hashes_b[j] else 1
         else:
-            if np.int64(name >> np.uint64(token_bits)) == windows:
-                starts[m + windows] = n
-                windows += 1
-            tokens[n] = np.uint32(name & token_mask)
-            into_said[n] = said[row]
+            order = _window_order(flat_a, i * h, flat_b, j * h, h)
+        starts[m] = n
+        if referred:
+            information[m] = 0
+        p = 0
+        p_end = 0
+        q = 0
+        q_end = 0
+        if order <= 0:
+            hashes[m] = hashes_a[i]
+            for d in range(h):
+                windows[m, d] = flat_a[i * h + d]
+            p = starts_a[i]
+            p_end = starts_a[i + 1]
+            if referred:
+                information[m] += information_a[i]
+            i += 1
+        if order >= 0:
+            hashes[m] = hashes_b[j]
+            for d in range(h):
+                windows[m, d] = flat_b[j * h + d]
+            q = starts_b[j]
+            q_end = starts_b[j + 1]
+            if referred:
+                information[m] += information_b[j]
+            j += 1
+        m += 1
+        while p < p_end and q < q_end:
+            # No branch: which token is the smaller one is as good as random.
+            of_a = tokens_a[p] <= tokens_b[q]
+            of_b = tokens_b[q] <= tokens_a[p]
+            tokens[n] = min(tokens_a[p], tokens_b[q])
+            said[n] = of_a * said_a[p] + of_b * said_b[q]
             if referred:
                 for c in range(columns):
-                    into_expected[n, c] = expected[row, c]
+                    expected[n, c] = of_a * expected_a[p, c] + of_b * expected_b[q, c]
+            p += of_a
+            q += of_b
             n += 1
-        before = name
-    starts[m + windows] = n
-    return n
+        while p < p_end:
+            tokens[n] = tokens_a[p]
+            said[n] = said_a[p]
+            if referred:
+                for c in range(columns):
+                    expected[n, c] = expected_a[p, c]
+            p += 1
+            n += 1
+        while q < q_end:
+            tokens[n] = tokens_b[q]
+            said[n] = said_b[q]
+            if referred:
+                for c in range(columns):
+                    expected[n, c] = expected_b[q, c]
+            q += 1
+            n += 1
+    starts[m] = n
+    # Copies, since what was taken for the case that nothing adds up would stay taken.
+    return (
+        hashes[:m].copy(),
+        windows[:m].copy(),
+        starts[: m + 1].copy(),
+        tokens[:n].copy(),
+        said[:n].copy(),
+        expected[:n].copy(),
+        information[:m].copy(),
+    )
 
 
 @kernel

@@ -92,8 +92,18 @@ def whole_windows(ids: Ids, starts: Counts, special: Ids, h: int) -> npt.NDArray
     """Mark the positions whose token is not special and whose window lies wholly inside one segment."""
     valid = np.zeros(ids.shape[0], np.bool_)
     for r in range(starts.shape[0] - 1):
+        start, end = starts[r], starts[r + 1]
+        # Most responses hold none, which is told of many ids at once: a loop without a branch.
+        perhaps = False
+        if special.shape[0]:
+            least, largest = special[0], special[-1]
+            for i in range(start, end):
+                perhaps |= (ids[i] >= least) & (ids[i] <= largest)
+        if not perhaps:
+            valid[start + h : end] = True
+            continue
         run = 0
-        for i in range(starts[r], starts[r + 1]):
+        for i in range(start, end):
             if _is_special(special, ids[i]):
                 run = 0
             else:

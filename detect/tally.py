@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,7 @@ from detect.tabulation import (
 )
 from watermark import kernels
 
-__all__ = ["UNIT", "Positions", "PromptPolicy", "Tally", "positions_of", "tally_of"]
+__all__ = ["UNIT", "Positions", "PromptPolicy", "Tally", "Texts", "positions_of", "tally_of"]
 
 Ids = npt.NDArray[np.uint32]
 Counts = npt.NDArray[np.int64]
@@ -85,6 +86,32 @@ class Tally:
         """Tell which pairs' windows fall into *lanes*: bool (n,)."""
         inside = (self.lanes >= lanes.start) & (self.lanes < lanes.stop)
         return inside[self.pair_window]
+
+
+class Texts(Sequence[Ids]):
+    """Responses that stand one after the other in one array already, and are not cut out and joined again.
+
+    Args:
+        ids: of all, (N,).
+        starts: where each starts, with N as the last entry.
+    """
+
+    def __init__(self, ids: Ids, starts: Counts) -> None:
+        self.ids = ids
+        self.starts = starts
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @overload
+    def __getitem__(self, which: int) -> Ids: ...
+    @overload
+    def __getitem__(self, which: slice) -> list[Ids]: ...
+    def __getitem__(self, which: int | slice) -> Ids | list[Ids]:
+        numbers = range(len(self))[which]
+        if isinstance(numbers, range):
+            return [self[number] for number in numbers]
+        return self.ids[self.starts[numbers] : self.starts[numbers + 1]]
 
 
 def tally_of(
@@ -180,7 +207,7 @@ def positions_of(
     if len(ids) and int(ids.max()) == 2**32 - 1:
         raise ValueError("token id 4294967295 is no id of any tokenizer")
     valid = whole_windows(ids, starts, _array(special_ids), window)
-    before = int(valid.sum())
+    before = np.count_nonzero(valid)
     if any(prompts) and policy is not PromptPolicy.CLEAN:
         pieces = [piece for group in prompts for piece in group]
         prompt_ids, piece_starts = _joined(pieces)
@@ -195,7 +222,7 @@ def positions_of(
         echoed = np.concatenate(echoes)
         for back in range(1, window + 1):
             valid[back:] &= ~echoed[:-back]
-    return Positions(ids=ids, starts=starts, valid=valid, left_out_prompt=before - int(valid.sum()))
+    return Positions(ids=ids, starts=starts, valid=valid, left_out_prompt=int(before - np.count_nonzero(valid)))
 
 
 def _array(special_ids: Sequence[int]) -> Ids:
@@ -204,6 +231,8 @@ def _array(special_ids: Sequence[int]) -> Ids:
 
 def _joined(parts: Sequence[Ids]) -> tuple[Ids, Counts]:
     """Return the concatenation and where each part starts, with the end as the last entry."""
+    if isinstance(parts, Texts):
+        return parts.ids, parts.starts
     starts = np.zeros(len(parts) + 1, dtype=np.int64)
     np.cumsum([len(part) for part in parts], out=starts[1:])
     joined = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint32)

@@ -18,12 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import rfc8785
 
 from detect.bounded_tally import CAPACITY, BoundedTally
 from detect.inputs import Portion
 from detect.near_duplicates import NearDuplicates
 from detect.near_search import remove_near
+from detect.occurrences import Occurrences
 from detect.place import NumberedPortions, Place
 from detect.portions import Flags, Sifted, Sifter, in_order
 from detect.records import Reader
@@ -148,7 +150,7 @@ class Part:
     """The tally of a portion."""
 
     about: About
-    rows: TallyRows
+    rows: TallyRows | Occurrences
 
 
 class Tallier:
@@ -185,12 +187,12 @@ class Tallier:
         )
         return Part(about, rows)
 
-    def _rows(self, found: Sifted, level: int) -> tuple[int, int, TallyRows]:
+    def _rows(self, found: Sifted, level: int) -> tuple[int, int, TallyRows | Occurrences]:
         """Return how many positions are in, how many are left out for prompts, and the rows."""
         if self._reference is None:
             positions = self._sifter.positions(found)
-            rows = TallyRows.of_positions(positions, window=self._sifter.window, level=level)
-            return int(positions.valid.sum()), positions.left_out_prompt, rows
+            said = Occurrences.of_positions(positions, window=self._sifter.window, level=level)
+            return int(np.count_nonzero(positions.valid)), positions.left_out_prompt, said
         reference = self._reference.read(found.responses, found.prompt_texts)
         tally = self._sifter.tally(found, reference)
         mass = first_mass(tally, reference, special_ids=self._sifter.special_ids)

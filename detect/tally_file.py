@@ -279,17 +279,20 @@ def _batch(rows: TallyRows, start: int, pa: Any, schema: Any) -> Any:
     offsets = pa.array((rows.starts[start : end + 1] - first).astype(np.int32))
 
     def lists(values: Any, name: str) -> Any:
-        return pa.ListArray.from_arrays(offsets, pa.array(values[first:last]), type=schema.field(name).type)
+        # None is negative: the bytes of int64 are those of uint64.
+        one = np.ascontiguousarray(values[first:last])
+        one = one.view(np.uint64) if one.dtype == np.int64 else one
+        return pa.ListArray.from_arrays(offsets, pa.array(one), type=schema.field(name).type)
 
     windows = pa.array(np.ascontiguousarray(rows.windows[start:end]).reshape(-1))
     columns = [
         pa.FixedSizeListArray.from_arrays(windows, type=schema.field("window").type),
         lists(rows.tokens, "token"),
-        lists(rows.said.astype(np.uint64), "said"),
+        lists(rows.said, "said"),
     ]
     if len(rows.expected):
-        columns.append(lists(rows.expected[:, 0].astype(np.uint64), "expected"))
-        columns.append(lists(rows.expected[:, 1].astype(np.uint64), "expected_first"))
+        columns.append(lists(rows.expected[:, 0], "expected"))
+        columns.append(lists(rows.expected[:, 1], "expected_first"))
         columns.append(pa.array(rows.information[start:end].astype(np.uint64)))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 

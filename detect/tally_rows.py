@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heapreplace
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from detect import row_kernels
-from detect.tally import Positions, Tally
+from detect.tally import Tally
 from watermark import kernels
 
 __all__ = ["MAX_LEVEL", "TallyRows", "last_hash"]
@@ -32,10 +34,6 @@ MAX_LEVEL = 58
 
 _LANE = np.uint64(63)
 
-#: Windows that are added up together: some 2 MB.
-_RANGE = 2**16
-
-_WORD = 64
 _NONE = np.zeros(0, dtype=np.int64)
 _NO_MASS = np.zeros((0, 2), dtype=np.int64)
 
@@ -94,15 +92,8 @@ class TallyRows:
         )
 
     @classmethod
-    def of_positions(cls, found: Positions, *, window: int, level: int) -> TallyRows:
-        """Return the rows of positions that are in, of the windows kept at *level*."""
-        shift = max(1, len(found.ids).bit_length())
-        words = kernels.packed_windows(found.ids, found.valid, window, last_hash(level), level, shift)
-        # Sorts of plain words, with what is wanted in them, are five times faster than an indirect one.
-        words.sort()
-        names, windows = row_kernels.rank_windows(words, shift, found.ids, window)
-        names.sort()
-        starts, tokens, said = row_kernels.count_pairs(names, len(windows))
+    def of_said(cls, level: int, windows: Ids, starts: Counts, tokens: Ids, said: Counts) -> TallyRows:
+        """Return rows without a reference; the arguments are the fields."""
         return cls(
             level=level,
             hashes=kernels.window_hashes(windows),
@@ -112,7 +103,7 @@ class TallyRows:
             said=said,
             expected=_NO_MASS,
             information=_NONE,
-        )._in_order()
+        )
 
     @classmethod
     def of_tally(cls, tally: Tally, *, first_mass: Counts | None = None) -> TallyRows:
@@ -157,29 +148,59 @@ class TallyRows:
             information=self.information[:m],
         )
 
-    def within(self, capacity: int) -> TallyRows:
-        """Return what is kept at the lowest level at which there are at most *capacity* pairs."""
-        level = self.level
-        while level < MAX_LEVEL and self.cut(level).pairs > capacity:
-            level += 1
-        return self.cut(level)
-
     @classmethod
     def total(cls, parts: Sequence[TallyRows]) -> TallyRows:
         """Return the sum of one or more, at the highest of their levels."""
         level = max(part.level for part in parts)
         kept = [part.cut(level) for part in parts]
-        kept = [part for part in kept if part.pairs] or kept[:1]
-        if len(kept) == 1:
-            return kept[0]
-        into = _Sum(kept, level)
-        # Range by range of the hash, of which each fits the cache.
-        ranges = max(1, sum(len(part.hashes) for part in kept) // _RANGE)
-        lasts = np.array([((last + 1) << (64 - level)) // ranges - 1 for last in range(ranges)], dtype=np.uint64)
-        cuts = [[0, *np.searchsorted(part.hashes, lasts, side="right").tolist()] for part in kept]
-        for which in range(ranges):
-            into.add([part._between(*cut[which : which + 2]) for part, cut in zip(kept, cuts, strict=True)])
-        return into.rows()._in_order()
+        # The two smallest first, so that few rows are gone through often.
+        heap = [(part.pairs, number, part) for number, part in enumerate(kept) if part.pairs] or [(0, 0, kept[0])]
+        heapify(heap)
+        while len(heap) > 1:
+            _, _, one = heappop(heap)
+            _, number, other = heap[0]
+            both = cls._of_columns(level, row_kernels.merge(*one.columns(), *other.columns()))
+            heapreplace(heap, (both.pairs, number, both))
+        return heap[0][2]
+
+    @classmethod
+    def joined(cls, parts: Sequence[TallyRows], *, level: int) -> TallyRows:
+        """Return the rows of one or more parts, each of which is wholly before the next, at *level*."""
+        hashes, windows, starts, tokens, said, expected, information = (
+            list(column) for column in zip(*(part.columns() for part in parts), strict=True)
+        )
+        pairs = np.cumsum([0, *(part.pairs for part in parts)])
+        starts = [*(start[:-1] + before for start, before in zip(starts, pairs, strict=False)), pairs[-1:]]
+        return cls(
+            level=level,
+            hashes=np.concatenate(hashes),
+            windows=np.concatenate(windows),
+            starts=np.concatenate(starts),
+            tokens=np.concatenate(tokens),
+            said=np.concatenate(said),
+            expected=np.concatenate(expected),
+            information=np.concatenate(information),
+        )
+
+    def between(self, lasts: Words) -> list[TallyRows]:
+        """Return the rows of windows whose hashes are at most lasts[0], of those above up to lasts[1], and so on."""
+        ends = [0, *np.searchsorted(self.hashes, lasts, side="right").tolist()]
+        return [self._between(start, end) for start, end in pairwise(ends)]
+
+    @classmethod
+    def _of_columns(cls, level: int, columns: Columns) -> TallyRows:
+        """Return rows with the arrays in the order of the fields."""
+        hashes, windows, starts, tokens, said, expected, information = columns
+        return cls(
+            level=level,
+            hashes=hashes,
+            windows=windows,
+            starts=starts,
+            tokens=tokens,
+            said=said,
+            expected=expected,
+            information=information,
+        )
 
     def _between(self, start: int, end: int) -> TallyRows:
         """Return the rows of some windows."""
@@ -193,25 +214,6 @@ class TallyRows:
             said=self.said[first:last],
             expected=self.expected[first:last],
             information=self.information[start:end],
-        )
-
-    def _in_order(self) -> TallyRows:
-        """Return them with windows whose hashes begin alike in order, too; as a rule they are."""
-        if bool((self.hashes[1:] > self.hashes[:-1]).all()):
-            return self
-        order = np.lexsort((*self.windows.T[::-1], self.hashes))
-        sizes = np.diff(self.starts)[order]
-        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        pairs = np.repeat(self.starts[:-1][order] - starts[:-1], sizes) + np.arange(self.pairs)
-        return replace(
-            self,
-            hashes=self.hashes[order],
-            windows=self.windows[order],
-            starts=starts,
-            tokens=self.tokens[pairs],
-            said=self.said[pairs],
-            expected=self.expected[pairs] if len(self.expected) else _NO_MASS,
-            information=self.information[order] if len(self.information) else _NONE,
         )
 
     def columns(self) -> Columns:
@@ -242,98 +244,3 @@ class TallyRows:
             referenced=len(self.expected) > 0,
             share=math.ldexp(1.0, -self.level),
         )
-
-
-class _Sum:
-    """The sum of rows, range by range of the hash.
-
-    Args:
-        parts: what is to be added up.
-        level: of the sum.
-    """
-
-    def __init__(self, parts: Sequence[TallyRows], level: int) -> None:
-        windows, pairs = sum(len(part.hashes) for part in parts), sum(part.pairs for part in parts)
-        referred = any(len(part.expected) for part in parts)
-        self._level = level
-        self._m = self._n = 0
-        # Pages that are never written to take no memory.
-        self._hashes = np.empty(windows, dtype=np.uint64)
-        self._windows = np.empty((windows, parts[0].windows.shape[1]), dtype=np.uint32)
-        self._starts = np.zeros(windows + 1, dtype=np.int64)
-        self._tokens = np.empty(pairs, dtype=np.uint32)
-        self._said = np.empty(pairs, dtype=np.int64)
-        self._expected = np.empty((pairs if referred else 0, 2), dtype=np.int64)
-        self._information = np.empty(windows if referred else 0, dtype=np.int64)
-
-    def add(self, parts: Sequence[TallyRows]) -> None:
-        """Add up the rows of the next range."""
-        hashes, windows, starts, tokens, said, expected, information = _joined(parts)
-        if not len(tokens):
-            return
-        place_bits, row_bits = len(hashes).bit_length(), len(tokens).bit_length()
-        token_bits = max(1, int(tokens.max()).bit_length())
-        if place_bits + token_bits + row_bits > _WORD and hashes.min() != hashes.max():
-            # No vocabulary is so large; what a stranger's ids are, nobody knows.
-            middle = hashes.min() + (hashes.max() - hashes.min()) // np.uint64(2)
-            ends = [int(np.searchsorted(part.hashes, middle, side="right")) for part in parts]
-            self.add([part._between(0, end) for part, end in zip(parts, ends, strict=True)])
-            self.add([part._between(end, len(part.hashes)) for part, end in zip(parts, ends, strict=True)])
-            return
-        heads = (hashes << np.uint64(self._level)) & ~np.uint64(2**place_bits - 1)
-        words = heads | np.arange(len(hashes), dtype=np.uint64)
-        words.sort()
-        names, hashes, windows, information = row_kernels.rank_rows(
-            words, place_bits, hashes, windows, starts, tokens, information, token_bits, row_bits
-        )
-        names.sort()
-        m = self._m
-        self._n = row_kernels.add_up(
-            names,
-            token_bits,
-            row_bits,
-            said,
-            expected,
-            self._starts,
-            self._tokens,
-            self._said,
-            self._expected,
-            m,
-            self._n,
-        )
-        self._m += len(hashes)
-        self._hashes[m : self._m] = hashes
-        self._windows[m : self._m] = windows
-        self._information[m : m + len(information)] = information
-
-    def rows(self) -> TallyRows:
-        """Return what was added up."""
-        m, n = self._m, self._n
-        return TallyRows(
-            level=self._level,
-            hashes=self._hashes[:m],
-            windows=self._windows[:m],
-            starts=self._starts[: m + 1],
-            tokens=self._tokens[:n],
-            said=self._said[:n],
-            expected=self._expected[:n],
-            information=self._information[:m],
-        )
-
-
-def _joined(parts: Sequence[TallyRows]) -> Columns:
-    """Return the columns of all parts, one after the other."""
-    hashes, windows, starts, tokens, said, expected, information = (
-        list(column) for column in zip(*(part.columns() for part in parts), strict=True)
-    )
-    pairs = np.cumsum([0, *(part.pairs for part in parts)])
-    joined = [start[:-1] + before for start, before in zip(starts, pairs.tolist(), strict=False)]
-    return (
-        np.concatenate(hashes),
-        np.concatenate(windows),
-        np.concatenate([*joined, pairs[-1:]]),
-        np.concatenate(tokens),
-        np.concatenate(said),
-        np.concatenate(expected),
-        np.concatenate(information),
-    )

@@ -28,9 +28,9 @@ __all__ = [
     "green_sums",
     "holds_any",
     "inline",
+    "kept_pairs",
     "kernel",
     "lanes",
-    "packed_windows",
     "row",
     "rows",
     "seeds",
@@ -206,16 +206,22 @@ def window_hashes(windows: Ids) -> Words:
 
 
 @kernel
-def packed_windows(ids: Ids, valid: npt.NDArray[np.bool_], h: int, last: np.uint64, level: int, shift: int) -> Words:
-    """Return a word for each valid position whose window's key-free hash is at most *last* = 2^(64 - level) - 1.
+def kept_pairs(ids: Ids, valid: npt.NDArray[np.bool_], h: int, last: np.uint64) -> tuple[Words, Ids]:
+    """Return the pairs at valid positions whose window's key-free hash is at most *last*, in the order of positions.
 
-    The hash's bits below its *level* zeros stand at the top of the word, cut off at bit *shift*; below it is the
-    position. So the words are in the order of hashes, then of positions.
+    Args:
+        ids: (n,).
+        valid: which positions' windows are whole, (n,); none of the first h.
+        h: ids of a window.
+        last: the largest hash that is kept.
+
+    Returns:
+        The windows' hashes, (k,); and their ids with the token's as the last, (k, h + 1).
     """
     n = ids.shape[0]
     hashes = np.empty(_CHUNK, np.uint64)
-    words = np.empty(n, np.uint64)
-    below = (_ONE << _U(shift)) - _ONE
+    kept_hashes = np.empty(n, np.uint64)
+    places = np.empty(n, np.uint32)
     kept = 0
     for start in range(h, n, _CHUNK):
         count = min(_CHUNK, n - start)
@@ -236,10 +242,16 @@ def packed_windows(ids: Ids, valid: npt.NDArray[np.bool_], h: int, last: np.uint
             for i in range(count):
                 hashes[i] = _sip(_U(0), _U(0), ids, start + i - h, h)
         for i in range(count):
-            words[kept] = ((hashes[i] << _U(level)) & ~below) | _U(start + i)
+            kept_hashes[kept] = hashes[i]
+            places[kept] = np.uint32(start + i)
             # No branch: which windows are kept is as good as random.
             kept += valid[start + i] & (hashes[i] <= _U(last))
-    return words[:kept].copy()
+    pairs = np.empty((kept, h + 1), np.uint32)
+    for i in range(kept):
+        place = np.int64(places[i])
+        for d in range(h + 1):
+            pairs[i, d] = ids[place - h + d]
+    return kept_hashes[:kept].copy(), pairs
 
 
 @kernel

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detect import row_kernels
+from detect import bounded_tally, row_kernels
 from detect.bounded_tally import BoundedTally
+from detect.occurrences import Grouping, Occurrences
 from detect.reference import Reference
 from detect.reference_check import first_mass
-from detect.tally import positions_of, tally_of
-from detect.tally_rows import MAX_LEVEL, TallyRows, _joined, last_hash
+from detect.tally import Texts, positions_of, tally_of
+from detect.tally_rows import MAX_LEVEL, TallyRows, last_hash
 from watermark import kernels, prf
 from watermark.errors import UsageError
 
@@ -28,8 +29,12 @@ def ids_of(values: Iterable[int]) -> np.ndarray:
     return np.array(list(values), dtype=np.uint32)
 
 
+def said_in(texts: list[np.ndarray], *, window: int, level: int = 0) -> Occurrences:
+    return Occurrences.of_positions(positions_of(texts, window=window, special_ids=SPECIAL), window=window, level=level)
+
+
 def rows_of(texts: list[np.ndarray], *, window: int, level: int = 0) -> TallyRows:
-    return TallyRows.of_positions(positions_of(texts, window=window, special_ids=SPECIAL), window=window, level=level)
+    return said_in(texts, window=window, level=level).rows()
 
 
 def counts_of(rows: TallyRows) -> dict[tuple[tuple[int, ...], int], int]:
@@ -78,72 +83,104 @@ def test_level_keeps_whole_windows_by_their_hash(texts: list[np.ndarray], window
     assert (hashes == whole.hashes).all()
 
 
+@settings(max_examples=100, deadline=None)
+@given(texts=texts, window=st.integers(1, 4))
+def test_whole_windows_by_the_letter(texts: list[np.ndarray], window: int) -> None:
+    found = positions_of(texts, window=window, special_ids=SPECIAL)
+    inside = [
+        i >= window and not set(text[i - window : i + 1].tolist()) & set(SPECIAL)
+        for text in texts
+        for i in range(len(text))
+    ]
+    assert found.valid.tolist() == inside
+    joined = positions_of(Texts(found.ids, found.starts), window=window, special_ids=SPECIAL)
+    assert (joined.valid == found.valid).all()
+    cut = Texts(found.ids, found.starts)
+    assert [text.tolist() for text in cut] == [text.tolist() for text in texts] == [t.tolist() for t in cut[:]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(texts=texts, window=st.integers(1, 5), level=st.integers(0, 3))
+def test_pairs_that_are_kept(texts: list[np.ndarray], window: int, level: int) -> None:
+    found = positions_of(texts, window=window, special_ids=SPECIAL)
+    hashes, pairs = kernels.kept_pairs(found.ids, found.valid, window, last_hash(level))
+    at = np.flatnonzero(found.valid)
+    plain = found.ids[at[:, None] + np.arange(-window, 1)]
+    expected = prf.siphash24(ZERO, np.ascontiguousarray(plain[:, :-1]))
+    kept = expected <= last_hash(level)
+    assert (hashes == expected[kept]).all()
+    assert (pairs == plain[kept]).all()
+
+
+def test_pairs_dealt_into_ranges() -> None:
+    rng = np.random.default_rng(6)
+    said = said_in([rng.integers(10, 60, 3000).astype(np.uint32)], window=2)
+    level, bits = 2, 3
+    sizes = np.zeros(2**bits, dtype=np.int64)
+    row_kernels.count_ranges(said.hashes, last_hash(level), level, bits, sizes)
+    which = (said.hashes >> np.uint64(64 - level - bits)).astype(np.int64)
+    assert sizes.tolist() == [int((which == r).sum()) for r in range(2**bits)]
+    ends = np.cumsum([0, *sizes])
+    hashes, pairs = np.empty(sizes.sum(), dtype=np.uint64), np.empty((sizes.sum(), 3), dtype=np.uint32)
+    row_kernels.deal(said.hashes, said.pairs, last_hash(level), level, bits, ends, hashes, pairs)
+    order = np.argsort(which, kind="stable")[: sizes.sum()]
+    assert (hashes == said.hashes[order]).all()
+    assert (pairs == said.pairs[order]).all()
+    # One range, and as many as there are hashes, are ranges too.
+    for few in (0, 6):
+        grouped = list(Grouping(window=2).grouped([said], level=level, bits=few))
+        assert same(TallyRows.joined(grouped, level=level), said.rows().cut(level))
+
+
 def test_windows_whose_hashes_begin_alike() -> None:
-    """The slow paths, for windows that share the bits they are sorted by: here down to all of them."""
+    """The slow path, for windows that share the bits that they are sorted by: here down to all but one."""
     rng = np.random.default_rng(3)
-    ids = rng.integers(10, 16, 3000).astype(np.uint32)
-    found = positions_of([ids], window=2)
-    expected = rows_of([ids], window=2)
-    for bits in (0, 1, 3):
-        shift = 64 - bits if bits else 63
-        words = kernels.packed_windows(found.ids, found.valid, 2, last_hash(0), 0, shift)
-        words = np.sort(words & np.uint64(2**63 - 1) if not bits else words)
-        names, windows = row_kernels.rank_windows(words, shift, ids, 2)
-        starts, tokens, said = row_kernels.count_pairs(np.sort(names), len(windows))
-        rows = TallyRows(
-            level=0,
-            hashes=kernels.window_hashes(windows),
-            windows=windows,
-            starts=starts,
-            tokens=tokens,
-            said=said,
-            expected=np.zeros((0, 2), dtype=np.int64),
-            information=np.zeros(0, dtype=np.int64),
-        )
-        assert not same(rows, expected)
-        assert same(rows._in_order(), expected)
+    said = said_in([rng.integers(10, 16, 3000).astype(np.uint32)], window=2)
+    expected = said.rows()
+    row_bits = len(said).bit_length()
+    for head in (1, 3):
+        bits = 64 - head - row_bits
+        names = np.sort(row_kernels.name_pairs(said.hashes, said.pairs, 0, bits, row_bits))
+        assert row_kernels.group(names, bits, row_bits, said.hashes, said.pairs)[0]
+        row_kernels.separate(names, bits, row_bits, said.hashes, said.pairs)
+        disordered, *columns = row_kernels.group(names, bits, row_bits, said.hashes, said.pairs)
+        assert not disordered
+        assert same(TallyRows.of_said(0, *columns), expected)  # type: ignore[arg-type]
 
 
-def test_adding_up_windows_whose_hashes_begin_alike() -> None:
-    rng = np.random.default_rng(4)
-    parts = [rows_of([rng.integers(10, 16, 500).astype(np.uint32)], window=2) for _ in range(5)]
-    expected = TallyRows.total(parts)
-    hashes, windows, starts, tokens, said, _, none = _joined(parts)
-    for bits in (0, 1, 3):
-        shift = 64 - bits if bits else 63
-        heads = hashes >> np.uint64(shift) << np.uint64(shift) if bits else np.zeros_like(hashes)
-        words = np.sort(heads | np.arange(len(heads), dtype=np.uint64))
-        names, *ranked, _ = row_kernels.rank_rows(words, shift, hashes, windows, starts, tokens, none, 4, 20)
-        into = (np.zeros(len(tokens) + 1, dtype=np.int64) for _ in range(2))
-        into_starts, into_said, into_tokens = *into, np.zeros(len(tokens), dtype=np.uint32)
-        masses = np.zeros((0, 2), dtype=np.int64)
-        n = row_kernels.add_up(np.sort(names), 4, 20, said, masses, into_starts, into_tokens, into_said, masses, 0, 0)
-        assert n == expected.pairs
-        rows = TallyRows(
-            level=0,
-            hashes=ranked[0],
-            windows=ranked[1],
-            starts=into_starts[: len(ranked[0]) + 1],
-            tokens=into_tokens[:n],
-            said=into_said[:n],
-            expected=masses,
-            information=none,
-        )
-        assert not same(rows, expected)
-        assert same(rows._in_order(), expected)
+def test_windows_whose_hashes_are_the_same() -> None:
+    """Nobody has found two, but who knows the hash could: here all of them are."""
+    rng = np.random.default_rng(7)
+    said = said_in([rng.integers(10, 16, 2000).astype(np.uint32)], window=3)
+    hashes, row_bits = np.full(len(said), 2**40, dtype=np.uint64), len(said).bit_length()
+    names = np.sort(row_kernels.name_pairs(hashes, said.pairs, 0, 4, row_bits))
+    row_kernels.separate(names, 4, row_bits, hashes, said.pairs)
+    disordered, windows, starts, tokens, counts = row_kernels.group(names, 4, row_bits, hashes, said.pairs)
+    assert not disordered
+    assert windows.tolist() == sorted(map(list, set(map(tuple, said.pairs[:, :-1].tolist()))))
+    counted = Counter(map(tuple, said.pairs.tolist()))
+    found = {
+        (*windows[w].tolist(), int(tokens[p])): int(counts[p])
+        for w in range(len(windows))
+        for p in range(starts[w], starts[w + 1])
+    }
+    assert found == counted
+    # And two such sets of rows add up.
+    none, masses = np.zeros(0, dtype=np.int64), np.zeros((0, 2), dtype=np.int64)
+    half = np.full(len(windows), 2**40, dtype=np.uint64), windows, starts, tokens, counts, masses, none
+    merged = row_kernels.merge(*half, *half)
+    assert merged[1].tolist() == windows.tolist()
+    assert (merged[4] == 2 * counts).all()
 
 
-def test_adding_up_ids_that_no_vocabulary_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names that do not fit a word: the range is halved until they do."""
+def test_adding_up_ids_that_no_vocabulary_has() -> None:
+    """Tokens of 32 bits, which leave few bits of the hash to sort by."""
     rng = np.random.default_rng(5)
     parts = [rows_of([rng.integers(2**32 - 40, 2**32 - 1, 900, dtype=np.uint32)], window=1) for _ in range(3)]
-    expected = TallyRows.total(parts)
-    monkeypatch.setattr("detect.tally_rows._WORD", 46)
-    assert same(TallyRows.total(parts), expected)
     counted: Counter[tuple[tuple[int, ...], int]] = Counter()
     for part in parts:
         counted.update(counts_of(part))
-    assert counts_of(expected) == counted
+    assert counts_of(TallyRows.total(parts)) == counted
 
 
 @settings(max_examples=100, deadline=None)
@@ -191,18 +228,31 @@ def test_reference_mass_adds_up() -> None:
 @given(
     texts=st.lists(st.lists(st.integers(0, 200), min_size=1, max_size=60).map(ids_of), min_size=1, max_size=12),
     capacity=st.integers(1, 300),
+    waiting=st.sampled_from([1, 64, 2**20]),
+    size=st.sampled_from([1, 16, 2**17]),
     data=st.data(),
 )
 def test_what_is_kept_depends_on_the_set_of_texts_alone(
-    texts: list[np.ndarray], capacity: int, data: st.DataObject
+    texts: list[np.ndarray], capacity: int, waiting: int, size: int, data: st.DataObject
 ) -> None:
+    """Nor on how much waits to be added up, nor on how many ranges there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bounded_tally, "_LEAST", waiting)
+        patch.setattr(bounded_tally, "_RANGE", size)
+        kept_of_the_set(texts, capacity, data)
+
+
+def kept_of_the_set(texts: list[np.ndarray], capacity: int, data: st.DataObject) -> None:
     whole = rows_of(texts, window=1)
     level = next(level for level in range(MAX_LEVEL + 1) if whole.cut(level).pairs <= capacity)
     order = data.draw(st.permutations(range(len(texts))))
     cuts = sorted(data.draw(st.sets(st.integers(1, len(texts)), max_size=4)) | {0, len(texts)})
     tally = BoundedTally(window=1, capacity=capacity)
     for start, end in pairwise(cuts):
-        tally.add(rows_of([texts[i] for i in order[start:end]], window=1, level=tally.level))
+        some, form = [texts[i] for i in order[start:end]], data.draw(st.sampled_from([rows_of, said_in]))
+        tally.add(form(some, window=1, level=tally.level))
+        if data.draw(st.booleans()):
+            tally.rows()
     assert same(tally.rows(), whole.cut(level))
     assert tally.level == level
     # Two bounded tallies make the third.
