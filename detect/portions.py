@@ -52,7 +52,7 @@ class Sifted:
 
     accounting: Accounting
     responses: list[Ids] | Texts = field(default_factory=list)
-    prompts: list[Sequence[Ids]] = field(default_factory=list)
+    prompts: list[tuple[Ids, ...]] = field(default_factory=list)
     prompt_texts: list[tuple[str, ...]] = field(default_factory=list)
     """The texts before each, whatever the policy."""
     echoes: list[npt.NDArray[np.bool_] | None] = field(default_factory=list)
@@ -157,7 +157,7 @@ class Sifter:
                 found.prompt_texts.append(earlier)
                 if self.policy is PromptPolicy.CLEAN:
                     earlier = ()
-                found.prompts.append([self._encoded(piece) for piece in earlier])
+                found.prompts.append(tuple(self._encoded(piece) for piece in earlier))
                 found.echoes.append(self._echoes.find(ids, self._echoes.passages(earlier)) if earlier else None)
                 found.document.append(len(found.sources))
             found.sources.append(document.source)

@@ -9,6 +9,7 @@ import json
 import pickle
 import random
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -382,3 +383,38 @@ def test_lists_of_ids_are_sifted_at_once_as_one_by_one(
     stream.seek(0)
     portion = Portion("b.parquet", next(arrow_rows.arrow_rows(stream, columns=["token_ids"], size=200)))
     assert sifter.sift(portion, np.zeros(2, dtype=np.uint8)).accounting.malformed == 1
+
+
+def test_rows_are_the_same_in_another_process(tmp_path: Path) -> None:
+    """Parts cut from one batch, sent or not: their own values alone, whatever stands beside them."""
+    path = tmp_path / "a.parquet"
+    lists = [[i, i + 1, i + 2] for i in range(200)]
+    said = ["once", "twice"] * 100
+    tables: list[dict[str, list[Any]]] = [
+        {"token_ids": lists},
+        {"token_ids": lists, "response": said},
+        {"token_ids": [None, [1, None], *lists]},
+    ]
+    for columns in tables:
+        pq.write_table(pa.table(columns), path)
+        with path.open("rb") as stream:
+            parts = list(arrow_rows.arrow_rows(stream, columns=["token_ids", "response"], size=300))
+        assert len(parts) > 3
+        for part in parts:
+            sent = pickle.loads(pickle.dumps(part))  # noqa: S301
+            assert (sent.first, sent.length, sent.file_bytes) == (part.first, part.length, part.file_bytes)
+            assert sent.digests() == part.digests()
+            assert [_plain(row) for row in sent.rows()] == [_plain(row) for row in part.rows()]
+            found, again = part.id_lists("token_ids"), sent.id_lists("token_ids")
+            assert (found is None) == (again is None)
+            if found is not None and again is not None:
+                ids, starts = found
+                assert [ids.tolist(), starts.tolist()] == [again[0].tolist(), again[1].tolist()]
+                rows = [ids[start:end].tolist() for start, end in pairwise(starts.tolist())]
+                assert rows == columns["token_ids"][part.first - 1 : part.first - 1 + part.length]
+
+
+def _plain(row: dict[str, object] | str) -> object:
+    if isinstance(row, str):
+        return row
+    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in row.items()}
