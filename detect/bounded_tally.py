@@ -20,8 +20,10 @@ __all__ = ["CAPACITY", "BoundedTally"]
 #: Pairs kept unless told otherwise: some 400 MB, and twice that at the end.
 CAPACITY = 2**24
 
-#: What is added waits until it is a share of the capacity, and this many pairs at least: each time all is gone through.
-_WAITING = 2
+#: What is added waits until it is a share of what is kept, for each time all of that is gone through; and until it is
+#: the same share of the capacity, within bounds. The largest takes some 320 MB at window 2.
+_SHARE = 2
+_MOST = 2**23
 _LEAST = 2**20
 
 #: Pairs of a range, about: what is done with one fits the cache.
@@ -68,7 +70,8 @@ class BoundedTally:
         else:
             self._rows.append(part)
             self._waiting += part.pairs
-        if self._waiting > max(self.capacity // _WAITING, _LEAST):
+        kept = sum(rows.pairs for rows in self._ranges)
+        if self._waiting > max(kept // _SHARE, min(self.capacity // _SHARE, _MOST), _LEAST):
             self._add_up()
 
     def rows(self) -> TallyRows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,10 @@ class Occurrences:
     def __len__(self) -> int:
         return len(self.hashes)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Hashes take less time to make again than to send to another process.
+        return _of_pairs, (self.level, self.pairs)
+
     @classmethod
     def of_positions(cls, found: Positions, *, window: int, level: int) -> Occurrences:
         """Return what was said at the positions that are in, of the windows kept at *level*."""
@@ -46,6 +51,11 @@ class Occurrences:
     def rows(self) -> TallyRows:
         """Return the distinct pairs and how often each was said."""
         return next(Grouping(window=self.pairs.shape[1] - 1).grouped([self], level=self.level, bits=0))
+
+
+def _of_pairs(level: int, pairs: Ids) -> Occurrences:
+    hashes = kernels.window_hashes(np.ascontiguousarray(pairs[:, :-1]))
+    return Occurrences(level=level, hashes=hashes, pairs=pairs)
 
 
 class Grouping:

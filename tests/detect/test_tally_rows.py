@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
@@ -124,6 +125,14 @@ def test_pairs_that_are_kept(texts: list[np.ndarray], window: int, level: int) -
     kept = expected <= last_hash(level)
     assert (hashes == expected[kept]).all()
     assert (pairs == plain[kept]).all()
+
+
+def test_occurrences_are_the_same_in_another_process() -> None:
+    said = said_in([np.arange(300, dtype=np.uint32)], window=3, level=1)
+    sent = pickle.loads(pickle.dumps(said))  # noqa: S301
+    assert sent.level == 1
+    assert (sent.hashes == said.hashes).all()
+    assert (sent.pairs == said.pairs).all()
 
 
 def test_pairs_dealt_into_ranges() -> None:
