@@ -87,11 +87,11 @@ class Grouping:
         np.cumsum(ends, out=ends)
         starts = ends.tolist()
         if len(self._hashes) < starts[-1]:
-            # None of the old room is held while there is new.
-            width = self._pairs.shape[1]
+            # None of the old room is held while there is new, which is for the next parts, too: they are about as many.
+            width, room = self._pairs.shape[1], starts[-1] + starts[-1] // 8
             self.release()
-            self._hashes = np.empty(starts[-1], dtype=np.uint64)
-            self._pairs = np.empty((starts[-1], width), dtype=np.uint32)
+            self._hashes = np.empty(room, dtype=np.uint64)
+            self._pairs = np.empty((room, width), dtype=np.uint32)
         largest = 0
         while parts:
             part = parts.pop()
