@@ -5,7 +5,7 @@ special tokens are ordinary text.
 
 tiktoken does the work wherever the vocabulary is known as ranks: some 5 M ids a second on one core, against
 1.1 M of the `tokenizers` library for the same ids (measured on the standard library's sources). Neither
-gains from threads or batches on two cores, so that there is no batch call.
+gains from threads or batches on two cores, so that texts are encoded one by one.
 """
 
 from __future__ import annotations
