@@ -13,7 +13,7 @@ from detect.records import Accounting, Document, Reader, Text
 from watermark.errors import InputError
 from watermark.tokenizer import Tokenizer
 
-__all__ = ["TOO_SHORT", "Corpus", "encode", "read_corpus"]
+__all__ = ["TOO_SHORT", "Corpus", "encode", "long_enough", "read_corpus"]
 
 Ids = npt.NDArray[np.uint32]
 
@@ -153,6 +153,13 @@ def encode(
         # Counted like what the reader refuses, which raises at the end if there is more of it than allowed.
         accounting.refuse(f"{document.source}: {error}")
         return None
+    return long_enough(encoded, accounting, window=window)
+
+
+def long_enough(
+    encoded: list[tuple[Ids, bool]], accounting: Accounting, *, window: int
+) -> list[tuple[Ids, bool]] | None:
+    """Return the texts of a document; None if there is nothing to score, which *accounting* then has."""
     if not encoded:
         accounting.exclude("no answer in it")
         return None

@@ -21,16 +21,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from glob import glob, has_magic
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from detect.arrow_rows import ArrowRows, arrow_rows
 from detect.delimited import header_of
+from detect.line_blocks import BLANK, OVERHEAD, UTF8_MARK, LineBlock, cut_lines, in_blocks, is_blank
 from detect.object_store import find_objects, is_object, open_object
 from detect.strict_json import UTF16_MARKS
 from watermark.errors import InputError, MissingExtraError, UsageError, printable
@@ -46,7 +48,7 @@ __all__ = [
     "Source",
     "find_inputs",
     "in_portions",
-    "line_records",
+    "line_blocks",
     "opened",
     "shown_path",
     "stream_of",
@@ -82,12 +84,10 @@ _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 _SIP = 1024
 
 _PASSED_OVER = "files passed over in folders: hidden, or of a suffix that is not read"
-_BLANK = b" \t\r\n"
 _CHUNK = 2**20
-_UTF8_MARK = b"\xef\xbb\xbf"
 
-#: What a record of a line costs beside its bytes.
-_OVERHEAD = 100
+
+T = TypeVar("T")
 
 
 class _Form(Enum):
@@ -149,27 +149,34 @@ class Portion:
     """Some records in a row, as they are sent to whoever parses them."""
 
     name: str
-    cut: Sequence[RawRecord] | ArrowRows
+    cut: Sequence[RawRecord] | LineBlock | ArrowRows
 
     def __len__(self) -> int:
         return self.cut.length if isinstance(self.cut, ArrowRows) else len(self.cut)
 
     def records(self) -> Iterator[RawRecord]:
         """Yield each record."""
-        if not isinstance(self.cut, ArrowRows):
-            yield from self.cut
-            return
-        for name, number, row in zip(self.names(), count(self.cut.first), self.cut.rows(), strict=False):
-            if isinstance(row, str):
-                yield RawRecord(name, number, b"", row)
-            else:
-                yield RawRecord(name, number, b"", row=row)
+        cut = self.cut
+        if isinstance(cut, LineBlock):
+            lines = zip(self.names(), cut.numbers.tolist(), cut.contents(), strict=True)
+            for i, (name, number, line) in enumerate(lines):
+                yield RawRecord(name, number or None, line, cut.problems.get(i))
+        elif isinstance(cut, ArrowRows):
+            for name, number, row in zip(self.names(), count(cut.first), cut.rows(), strict=False):
+                if isinstance(row, str):
+                    yield RawRecord(name, number, b"", row)
+                else:
+                    yield RawRecord(name, number, b"", row=row)
+        else:
+            yield from cut
 
     def names(self) -> list[str]:
         """Return each record's name."""
-        if not isinstance(self.cut, ArrowRows):
-            return [raw.name for raw in self.cut]
-        return [f"{self.name}:{number}" for number in range(self.cut.first, self.cut.first + self.cut.length)]
+        if isinstance(self.cut, LineBlock):
+            return [f"{self.name}:{number}" if number else self.name for number in self.cut.numbers.tolist()]
+        if isinstance(self.cut, ArrowRows):
+            return [f"{self.name}:{number}" for number in range(self.cut.first, self.cut.first + self.cut.length)]
+        return [raw.name for raw in self.cut]
 
     def id_lists(self, column: str) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]] | None:
         """Return the ids of all records and where each one's begin, with the end; None if there is more to them."""
@@ -177,7 +184,7 @@ class Portion:
 
     def digests(self) -> list[bytes]:
         """Return each record's digest, 16 bytes; of one with a problem nothing is known, and its digest is empty."""
-        if isinstance(self.cut, ArrowRows):
+        if isinstance(self.cut, (LineBlock, ArrowRows)):
             return self.cut.digests()
         return [_digest(raw) for raw in self.cut]
 
@@ -218,7 +225,20 @@ class Source:
         if self._form is _Form.PARQUET:
             yield from self._tables(size)
             return
-        yield from in_portions(self._file.name, self._mended(), size)
+        name = self._file.name
+        try:
+            form, read = self._begin()
+        except _DAMAGE as error:
+            yield _trouble(name, self._damage(error, 0))
+            return
+        if form is _Form.LINES:
+            lines = cut_lines(self._stream, 1, read, longest=MAX_LINE, chunk=_CHUNK)
+            mended = self._mended(lines, lambda block: int(block.numbers[-1]), partial(LineBlock.of_problem, 0))
+            for block in in_blocks(mended, size):
+                yield Portion(name, block)
+            return
+        records = self._mended(self._cut(form, read), lambda record: record.line or 0, partial(_spoilt, name))
+        yield from in_portions(name, records, size)
 
     def digest(self) -> str:
         """Read to the end and return the SHA-256 of the bytes, compressed if they were, in hexadecimal."""
@@ -257,47 +277,52 @@ class Source:
         self._tap.rewind()
         self._sought = None
 
-    def _mended(self) -> Iterator[RawRecord]:
-        """Yield each record; if a compressed stream is damaged or a bomb, the last of them says so."""
-        last = 0
-        try:
-            for record in self._cut():
-                last = record.line or 0
-                yield record
-            return
-        except EOFError:
-            found = "its end: it was cut short"
-        except _BombError:
-            found = f"one that unpacks to more than {MAX_RATIO} times its size, a bomb"
-        except (zlib.error, gzip.BadGzipFile, _DamagedError):
-            found = "damage"
-        problem = f"expected a whole {self._packed} stream, found {found} after line {last}: what follows it is lost"
-        yield RawRecord(self._file.name, None, b"", problem)
+    def _begin(self) -> tuple[_Form, bytes]:
+        """Return the form, and what was read to tell it: blank lines and the line after them."""
+        if self._form is not _Form.EITHER:
+            return self._form, b""
+        blank, first = _first_line(self._stream)
+        in_lines = first.removeprefix(UTF8_MARK).lstrip(BLANK).startswith(b"{")
+        return _Form.LINES if in_lines else _Form.TEXT, blank + first
 
-    def _cut(self) -> Iterator[RawRecord]:
-        name, form, blank, first = self._file.name, self._form, b"", b""
-        if form is _Form.EITHER:
-            blank, first = _first_line(self._stream)
-            form = _Form.LINES if first.removeprefix(_UTF8_MARK).lstrip(_BLANK).startswith(b"{") else _Form.TEXT
+    def _mended(self, cut: Iterator[T], last: Callable[[T], int], spoilt: Callable[[str], T]) -> Iterator[T]:
+        """Yield what was cut; if a compressed stream is damaged or a bomb, the last of it says so."""
+        line = 0
+        try:
+            for one in cut:
+                line = last(one)
+                yield one
+        except _DAMAGE as error:
+            yield spoilt(self._damage(error, line))
+
+    def _damage(self, error: Exception, line: int) -> str:
+        """Return what is wrong with a compressed stream after a line."""
+        if isinstance(error, EOFError):
+            found = "its end: it was cut short"
+        elif isinstance(error, _BombError):
+            found = f"one that unpacks to more than {MAX_RATIO} times its size, a bomb"
+        else:
+            found = "damage"
+        return f"expected a whole {self._packed} stream, found {found} after line {line}: what follows it is lost"
+
+    def _cut(self, form: _Form, read: bytes) -> Iterator[RawRecord]:
+        name = self._file.name
         if form is _Form.TEXT:
-            content = _whole(self._stream, blank + first)
+            content = _whole(self._stream, read)
             if len(content) > MAX_TEXT:
                 problem = f"expected a text of at most {MAX_TEXT:,} bytes, found a longer one: split it"
                 yield RawRecord(name, None, b"", problem)
-            elif not _is_blank(content):
+            elif not is_blank(content):
                 yield RawRecord(name, None, content)
             return
-        if form in (_Form.COMMAS, _Form.TABS):
-            yield from self._cells("," if form is _Form.COMMAS else "\t")
-            return
-        yield from line_records(name, self._stream, blank.count(b"\n") + 1, first)
+        yield from self._cells("," if form is _Form.COMMAS else "\t")
 
     def _cells(self, delimiter: str) -> Iterator[RawRecord]:
         """Yield each record of a CSV file under its header. Quotes that don't pair spoil what they enclose."""
         name, header = self._file.name, None
         parts: list[bytes] = []
         began = held = quotes = 0
-        for number, line in _lines(self._stream, 1, b""):
+        for number, line in _lines(self._stream):
             began = began if parts else number
             parts.append(line)
             held += len(line)
@@ -306,7 +331,7 @@ class Source:
                 continue
             record = b"".join(parts)
             parts, held, quotes = [], 0, 0
-            if _is_blank(record):
+            if is_blank(record):
                 continue
             if len(record) > MAX_LINE:
                 yield RawRecord(f"{name}:{began}", began, b"", _too_long())
@@ -333,7 +358,7 @@ def in_portions(name: str, records: Iterable[RawRecord], size: int) -> Iterator[
     held_bytes = 0
     for record in records:
         held.append(record)
-        held_bytes += len(record.content) + _OVERHEAD
+        held_bytes += len(record.content) + OVERHEAD
         if held_bytes >= size:
             yield Portion(name, held)
             held, held_bytes = [], 0
@@ -341,16 +366,9 @@ def in_portions(name: str, records: Iterable[RawRecord], size: int) -> Iterator[
         yield Portion(name, held)
 
 
-def line_records(name: str, stream: BinaryIO, number: int, first: bytes = b"") -> Iterator[RawRecord]:
-    """Yield a record for each line that is not blank, from line *number* on, which is *first* if that is not empty."""
-    for line_number, line in _lines(stream, number, first):
-        if len(line) > MAX_LINE:
-            yield RawRecord(f"{name}:{line_number}", line_number, b"", _too_long())
-        elif not _is_blank(line):
-            yield RawRecord(f"{name}:{line_number}", line_number, line)
-        if line_number == 1 and line.startswith(UTF16_MARKS):
-            # Its line feeds are halves of characters: the file is one malformed record.
-            return
+def line_blocks(stream: BinaryIO, number: int, size: int) -> Iterator[LineBlock]:
+    """Yield the lines of *stream*, from line *number* on, in blocks of some *size* bytes."""
+    return in_blocks(cut_lines(stream, number, b"", longest=MAX_LINE, chunk=_CHUNK), size)
 
 
 @contextmanager
@@ -474,6 +492,10 @@ class _DamagedError(Exception):
     """A zstd stream is not one."""
 
 
+#: What reading a compressed stream raises that is not whole.
+_DAMAGE = (EOFError, _BombError, zlib.error, gzip.BadGzipFile, _DamagedError)
+
+
 class _Unpacked(io.RawIOBase):
     """What a compressed stream holds, as long as it is no bomb."""
 
@@ -535,7 +557,7 @@ def _digest(raw: RawRecord) -> bytes:
     if raw.problem is not None:
         return b""
     if raw.row is None:
-        return hashlib.sha256(raw.content.strip(_BLANK)).digest()[:16]
+        return hashlib.sha256(raw.content.strip(BLANK)).digest()[:16]
     # A column that is in another place, or is not there, makes no other record.
     cells = repr(sorted((name, value) for name, value in raw.row.items() if value is not None))
     return hashlib.sha256(cells.encode()).digest()[:16]
@@ -546,7 +568,11 @@ def _too_long() -> str:
 
 
 def _trouble(name: str, problem: str) -> Portion:
-    return Portion(name, [RawRecord(name, None, b"", problem)])
+    return Portion(name, [_spoilt(name, problem)])
+
+
+def _spoilt(name: str, problem: str) -> RawRecord:
+    return RawRecord(name, None, b"", problem)
 
 
 def _not_read(name: str, suffix: str) -> str:
@@ -633,31 +659,26 @@ def _held_against(name: str, found: int, passed_over: int, note: Callable[[str, 
         note(_PASSED_OVER, passed_over)
 
 
-def _lines(stream: BinaryIO, number: int, line: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield each line's number and bytes, beginning with *line* if it is not empty.
+def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield each line's number and bytes.
 
     Of a line over MAX_LINE comes only the beginning, which is one byte too long; the rest is read and let go.
     """
-    line = line or stream.readline(MAX_LINE + 1)
-    while line:
+    number = 1
+    while line := stream.readline(MAX_LINE + 1):
         yield number, line
         if len(line) > MAX_LINE:
             while line and not line.endswith(b"\n"):
                 line = stream.readline(_CHUNK)
         number += 1
-        line = stream.readline(MAX_LINE + 1)
 
 
 def _first_line(stream: BinaryIO) -> tuple[bytes, bytes]:
     """Return the blank lines before the first other one, and it; a line over MAX_LINE is not known to be blank."""
     blank = bytearray()
-    while 0 < len(line := stream.readline(MAX_LINE + 1)) <= MAX_LINE and _is_blank(line) and len(blank) <= MAX_TEXT:
+    while 0 < len(line := stream.readline(MAX_LINE + 1)) <= MAX_LINE and is_blank(line) and len(blank) <= MAX_TEXT:
         blank += line
     return bytes(blank), line
-
-
-def _is_blank(content: bytes) -> bool:
-    return not content.removeprefix(_UTF8_MARK).strip(_BLANK)
 
 
 def _whole(stream: BinaryIO, content: bytes) -> bytes:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from detect.inputs import Input, Portion, in_portions, line_records, opened, stream_of
+from detect.inputs import Input, Portion, line_blocks, opened, stream_of
 from watermark.errors import InputError, printable
 
 __all__ = ["LineSpan", "opened_span", "spans_of"]
@@ -59,7 +59,8 @@ class LineSpan:
         """Yield the records in portions of some *size* bytes."""
         lines = io.BufferedReader(self._part, _CHUNK)
         # A mark of UTF-16 is the beginning of a file alone: such a file is read as a whole.
-        yield from in_portions(self._file.name, line_records(self._file.name, lines, self._first_line), size)
+        for block in line_blocks(lines, self._first_line, size):
+            yield Portion(self._file.name, block)
 
     @property
     def line_feeds(self) -> int:

@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from detect.corpus import TOO_SHORT, encode
+from detect.corpus import TOO_SHORT, encode, long_enough
 from detect.echo import Echoes
 from detect.inputs import Portion
-from detect.records import Accounting, Fields, LeftOutError, RecordParser
+from detect.records import Accounting, Document, Fields, LeftOutError, RecordParser, Text
 from detect.reference import Reference
 from detect.tally import Positions, PromptPolicy, Tally, Texts, positions_of, tally_of
 from watermark.errors import InputError, TaggantError, UsageError
@@ -41,6 +41,9 @@ DUPLICATE = "duplicate"
 NEAR_DUPLICATE = "near-duplicate"
 
 _REASONS = ("", DUPLICATE, NEAR_DUPLICATE)
+
+#: The text of a record that has nothing else, once it is encoded.
+_ALONE = (Text(response=None, token_ids=None, prompts=None),)
 
 #: Prompts whose ids are held: in a conversation each message is the prompt of all later ones.
 _MOST_PROMPTS = 4096
@@ -125,22 +128,31 @@ class Sifter:
     def sift(self, portion: Portion, seen: Flags) -> Sifted:
         """Return what is to be scored of a portion of whose records *seen* says which are left out."""
         lists = None if self._ids_alone is None else portion.id_lists(self._ids_alone)
-        if lists is not None and (whole := self._sift_lists(portion, *lists, seen)) is not None:
-            return whole
+        if lists is not None and (not len(lists[0]) or int(lists[0].max()) < self.tokenizer.vocabulary_size):
+            return self._sift_lists(portion, *lists, seen, from_ids=True)
         accounting = Accounting(read=len(portion))
+        parser = RecordParser(self.fields, note=accounting.note)
+        which, texts = parser.texts_alone(portion)
+        ids_alone, starts = self.tokenizer.encode_all(texts)
+        if len(which) == len(portion):
+            return self._sift_lists(portion, ids_alone, starts, seen, from_ids=False)
+        alone = dict(zip(which, Texts(ids_alone, starts), strict=True))
         responses: list[Ids] = []
         found = Sifted(accounting=accounting, responses=responses)
-        parser = RecordParser(self.fields, note=accounting.note)
         for number, (raw, reason) in enumerate(zip(portion.records(), seen.tolist(), strict=True)):
             try:
-                document = parser.document(raw)
+                document = None if number in alone else parser.document(raw)
             except LeftOutError as left_out:
                 accounting.exclude(str(left_out))
                 continue
             except InputError as error:
                 accounting.refuse(f"{raw.name}: {error}")
                 continue
-            encoded = encode(document, self.tokenizer, accounting, window=self.window, retokenize=self.retokenize)
+            if document is None:
+                document = Document(source=raw.name, texts=_ALONE, fingerprint=None, account=None, tokenizer=None)
+                encoded = long_enough([(alone[number], False)], accounting, window=self.window)
+            else:
+                encoded = encode(document, self.tokenizer, accounting, window=self.window, retokenize=self.retokenize)
             if encoded is None:
                 continue
             if reason:
@@ -164,10 +176,10 @@ class Sifter:
             found.record.append(number)
         return found
 
-    def _sift_lists(self, portion: Portion, ids: Ids, starts: npt.NDArray[np.int64], seen: Flags) -> Sifted | None:
-        """Return the same of records that are nothing but ids, all at once; None: one of them is wrong."""
-        if len(ids) and int(ids.max()) >= self.tokenizer.vocabulary_size:
-            return None
+    def _sift_lists(
+        self, portion: Portion, ids: Ids, starts: npt.NDArray[np.int64], seen: Flags, *, from_ids: bool
+    ) -> Sifted:
+        """Return the same of records each of which is one text without a prompt, given as ids or encoded."""
         short = np.diff(starts) <= self.window
         scored = np.flatnonzero(~short & (seen == 0)).tolist()
         accounting = Accounting(read=len(portion), scored=len(scored))
@@ -175,8 +187,8 @@ class Sifter:
         for flag, reason in enumerate(_REASONS[1:], start=1):
             accounting.exclude(reason, int((~short & (seen == flag)).sum()))
         if len(scored) == len(portion):
-            # A copy, since kernels are compiled for arrays that can be written to, and Arrow's cannot.
-            responses: list[Ids] | Texts = Texts(ids.copy(), starts)
+            # Kernels are compiled for arrays that can be written to, and Arrow's cannot.
+            responses: list[Ids] | Texts = Texts(ids if ids.flags.writeable else ids.copy(), starts)
         else:
             responses = [ids[starts[i] : starts[i + 1]] for i in scored]
         names = portion.names()
@@ -190,7 +202,7 @@ class Sifter:
             sources=[names[i] for i in scored],
             record=scored,
             without_prompt=len(scored),
-            from_ids=len(scored),
+            from_ids=len(scored) if from_ids else 0,
         )
 
     def tally(self, found: Sifted, reference: Reference) -> Tally:

@@ -26,6 +26,8 @@ import numpy.typing as npt
 
 from detect.conversation import described, pieces, text_of
 from detect.inputs import PORTION, Input, Portion, RawRecord, find_inputs, opened, shown_path
+from detect.line_blocks import LineBlock
+from detect.plain_lines import plain_texts
 from detect.strict_json import TOO_DEEP, decode_utf8, parse_object, parse_value
 from watermark.errors import InputError, TaggantError, UsageError, printable
 
@@ -49,6 +51,9 @@ MAX_PROBLEMS = 20
 #: The schema that the first line of a collection's journal names (`detect.collection.journal`).
 COLLECTION = "taggant/collection/1"
 
+
+#: Fields that mean something under these names alone, beside those of `Fields`.
+_TELLING = ("schema", "prompt_index", "error", "fingerprint", "tokenizer")
 
 #: Why an error of an endpoint is left out; the second where the same request was asked again and answered.
 _FAILED, _FAILED_FIRST = "an error of the endpoint", "an error of the endpoint, later answered"
@@ -364,6 +369,23 @@ class RecordParser:
     def columns(self) -> tuple[str, ...]:
         """The names that a record may have, and that mean something."""
         return (*self._kinds, "fingerprint", "tokenizer", "account")
+
+    def texts_alone(self, portion: Portion) -> tuple[list[int], list[str]]:
+        """Return which records are a text and nothing else that means anything, as many as are told at a glance.
+
+        Of each, `document` would return that text, said without a prompt.
+
+        Returns:
+            Their places in the portion, and their texts.
+        """
+        block = portion.cut
+        if not isinstance(block, LineBlock):
+            return [], []
+        answers = [name for name, kind in self._kinds.items() if kind in ("response", "text") and name not in _TELLING]
+        others = [name for name in (*self._kinds, *_TELLING) if name not in answers]
+        texts, places = plain_texts(block.data, block.starts, block.ends, answers=answers, others=others)
+        which = np.flatnonzero(places[:, 0] >= 0)
+        return which.tolist(), [texts[start:end].decode() for start, end in places[which].tolist()]
 
     def document(self, raw: RawRecord) -> Document:
         """Return the record.
