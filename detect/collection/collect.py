@@ -85,8 +85,10 @@ class Collection:
     """Requests that failed, the newest ones."""
     waiting: int = 0
     """Requests under way."""
+    tries: int = 0
+    """Tries of them that are under way or may have been paid for."""
     coming: int = 0
-    """Tokens of their prompts, by their characters."""
+    """Tokens of the prompts of these tries, by their characters."""
     last_error: str | None = None
 
     @property
@@ -204,18 +206,19 @@ async def collect(
                 continue
             request = todo.popleft()
             prompt = prompts[request.prompt_index]
+            reserved = _Reserved(state, spent, tokens, stopped)
             # Before the pace is waited for, so that no other worker spends the same.
             state.waiting += 1
-            state.coming += tokens
+            reserved.take()
             try:
                 await pace.wait()
                 if stopped:
                     return
-                answer = await endpoint.ask(client, prompt, request.sample_index)
+                answer = await endpoint.ask(client, prompt, request.sample_index, again=reserved.again)
                 state.count(journal.add(request, _record(prompt, answer)))
             finally:
                 state.waiting -= 1
-                state.coming -= tokens
+                reserved.release()
                 landed.set()
             state.failed = len(journal.failed)
             if state.in_a_row >= MOST_FAILURES:
@@ -244,10 +247,41 @@ async def collect(
 def _reached(state: Collection, budget: Budget, prompt: int) -> bool:
     """Tell whether another request, at its longest, beside those under way might pass the budget."""
     said = state.prompt_tokens + state.coming + prompt
-    answered = state.completion_tokens + (state.waiting + 1) * state.longest
+    answered = state.completion_tokens + (state.tries + 1) * state.longest
     return (budget.tokens is not None and said + answered > budget.tokens) or (
         budget.money is not None and budget.cost(said, answered) > budget.money
     )
+
+
+@dataclass(slots=True)
+class _Reserved:
+    """What the tries of one request may cost, kept from the others until the journal says what they did cost."""
+
+    state: Collection
+    budget: Budget
+    prompt: int
+    """Tokens."""
+    stopped: Sequence[Stopped]
+    tries: int = 0
+
+    def take(self) -> None:
+        """Reserve one more try."""
+        self.tries += 1
+        self.state.tries += 1
+        self.state.coming += self.prompt
+
+    def again(self, unread: int) -> bool:
+        """Tell whether to try again, after so many tries that may have been paid for; a refusal cost nothing."""
+        if self.stopped or (unread >= self.tries and _reached(self.state, self.budget, self.prompt)):
+            return False
+        if unread >= self.tries:
+            self.take()
+        return True
+
+    def release(self) -> None:
+        """Give everything back."""
+        self.state.tries -= self.tries
+        self.state.coming -= self.tries * self.prompt
 
 
 def _tokens_of(text: str) -> int:

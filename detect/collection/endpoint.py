@@ -11,6 +11,7 @@ import asyncio
 import json
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -145,8 +146,21 @@ class Endpoint:
                 body["logprobs"] = self.logprobs
         return body
 
-    async def ask(self, client: httpx.AsyncClient, prompt: str, sample: int) -> Answer:
+    async def ask(
+        self,
+        client: httpx.AsyncClient,
+        prompt: str,
+        sample: int,
+        *,
+        again: Callable[[int], bool] = lambda unread: True,
+    ) -> Answer:
         """Ask until there is an answer, the tries are over, or another would be of no use.
+
+        Args:
+            client: of this endpoint.
+            prompt: what is asked.
+            sample: which of the prompt's.
+            again: asked before each further try whether to make it; told how many so far may have been paid for.
 
         Raises:
             FatalAnswerError: no request of this kind will be answered.
@@ -158,7 +172,7 @@ class Endpoint:
             unread += answer.unread
             seconds = round(time.monotonic() - started, 3)
             answer = replace(answer, tries=tried, unread=unread, seconds=seconds)
-            if answer.error is None or wait is None or tried > self.retries:
+            if answer.error is None or wait is None or tried > self.retries or not again(unread):
                 break
             # A little of chance keeps the workers apart.
             pause = max(wait, self.backoff * 2 ** (tried - 1))

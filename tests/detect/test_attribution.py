@@ -151,7 +151,7 @@ def trials(guilty: int, *, keys: int, texts: int, accounts: int, level: float) -
             (found,) = attribute(builders.corpus_of([whole]), scope, ACCOUNTS[:accounts], level=level)
             wrong += not {each.account for each in found.found} <= {*ACCOUNTS[:guilty]}
             aside += len(found.findings[-1].beside)
-    assert aside >= 0.5 * guilty * keys * texts  # The chains are what is tried here.
+    assert aside >= 0.3 * guilty * keys * texts  # The chains are what is tried here.
     return wrong
 
 
