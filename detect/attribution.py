@@ -35,7 +35,7 @@ from watermark.errors import UsageError
 from watermark.keys import CODE_BITS, ScopeKeys
 from watermark.prf import LANES, siphash24
 
-__all__ = ["AccountFinding", "Attribution", "CodeSums", "attribute", "code_sums"]
+__all__ = ["AccountFinding", "Attribution", "CodeSums", "attribute", "code_positions", "code_sums"]
 
 #: Accounts whose code words are held at once: 8 MiB.
 _CHUNK = 16_384
@@ -102,10 +102,15 @@ def code_sums(tally: Tally, weights: Weights, keys: ScopeKeys, *, tokens: int) -
     green = kernels.green(
         seeds, keys.params.bounds()[tally.lanes], tally.pair_window[inside], np.ascontiguousarray(tally.tokens[inside])
     )
-    position = (siphash24(keys.code_key().reveal(), tally.windows) % np.uint64(CODE_BITS)).astype(np.int64)
+    position = code_positions(keys, tally.windows)
     twice = np.zeros(CODE_BITS, dtype=np.int64)
     np.add.at(twice, position[tally.pair_window[inside]], np.where(green, 1, -1) * weights.values[inside])
     return CodeSums(twice=twice, pairs=int(inside.sum()), tokens=tokens)
+
+
+def code_positions(keys: ScopeKeys, windows: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
+    """Return the position of the code words that each window, uint32 (m, h), goes by: int64 (m,)."""
+    return (siphash24(keys.code_key().reveal(), windows) % np.uint64(CODE_BITS)).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
