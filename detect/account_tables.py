@@ -38,10 +38,10 @@ def attribution_tables(
     for text in found:
         parts.append(Text(_head(text)))
         if text.verdict is not Verdict.TOO_SHORT:
-            table = grid("account", "z", "p", "p, Holm", "")
+            table = grid("account", "z", "p", "p, Holm", "", "answers set aside")
             for each in text.findings:
                 shown = p_value(each.log10_p), p_value(each.log10_p_holm), "found" if each.found else ""
-                table.add_row(printable(each.account, 80), f"{each.z:.2f}", *shown)
+                table.add_row(printable(each.account, 80), f"{each.z:.2f}", *shown, _names(each.beside) or "-")
             parts.append(table)
         parts.append(Text(_verdict(text, level)))
     return Group(*parts, accounting_text(corpus.accounting), *warnings_text(warned), Text(), Text(_SAYS))
@@ -61,8 +61,12 @@ def _verdict(text: Attribution, level: float) -> str:
         return f"too short to tell: {text.positions_needed} positions must speak at the level {level:g}{more}"
     if not text.found:
         return f"no account's code word is found (level {level:g}, Holm over {text.accounts * text.texts:,})"
-    names = ", ".join(printable(each.account, 80) for each in text.found[:10])
+    names = _names([each.account for each in text.found[:10]])
     return f"carries the code word of {names} (level {level:g}, Holm over {text.accounts * text.texts:,})"
+
+
+def _names(accounts: Sequence[str]) -> str:
+    return ", ".join(printable(account, 80) for account in accounts)
 
 
 def attribution_json(
@@ -95,6 +99,7 @@ def attribution_json(
                 "findings": [
                     {
                         "account": each.account,
+                        "beside": list(each.beside),
                         "z": each.z,
                         "log10_p": each.log10_p,
                         "log10_p_holm": each.log10_p_holm,

@@ -43,7 +43,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from detect.attribution import CodeSums, code_positions, code_sums
+from detect.account_pairs import code_positions
+from detect.attribution import CodeSums, code_sums
 from detect.centred import SELF_NORMALISED, residuals
 from detect.corpus import Corpus
 from detect.mark import GreenListMark

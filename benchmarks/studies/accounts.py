@@ -1,6 +1,7 @@
 """Attribution: how long a text must be, and which clusters of accounts a student gives away.
 
-    python benchmarks/studies/accounts.py texts      # a minute
+    python benchmarks/studies/accounts.py texts      # five minutes
+    python benchmarks/studies/accounts.py alone      # the same where nobody's answers are set aside: two minutes
     python benchmarks/studies/accounts.py cohorts    # a quarter of an hour
 
 Texts are drawn from a Zipf-like model of 800 tokens, delta 2, window 2, 16 account lanes (a quarter of the windows);
@@ -12,6 +13,7 @@ unmarked text; 10 keys a row. Seeds are fixed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
@@ -23,6 +25,7 @@ import builders
 from bigrams import bigrams, said_by
 from marked_texts import marked_texts
 
+from detect import attribution
 from detect.attribution import attribute
 from detect.cohorts import detect_cohorts
 from watermark.errors import UsageError
@@ -38,36 +41,61 @@ def texts() -> None:
     keys = builders.scope_of(key=77, window=2, account_lanes=16)
     derived = keys.packed_code_words(ACCOUNTS)
     # Deriving the words once is enough for thousands of texts.
-    ScopeKeys.packed_code_words = lambda self, names: derived[_PLACE[names[0]] :][: len(names)]  # type: ignore[method-assign]
-    owners = [ACCOUNTS[i * 37] for i in range(TEXTS)]
-    others = [ACCOUNTS[i * 37 + 1] for i in range(TEXTS)]
-    whole = marked_texts(keys, owners, length=3_000, seed=1)
-    second = marked_texts(keys, others, length=3_000, seed=2)
+    ScopeKeys.packed_code_words = lambda self, names: derived[[_PLACE[name] for name in names] or slice(0)]  # type: ignore[method-assign]
+    owners = [[ACCOUNTS[i * 37 + k] for i in range(TEXTS)] for k in range(3)]
+    whole = [marked_texts(keys, names, length=3_000, seed=1 + k) for k, names in enumerate(owners)]
     random = np.random.default_rng(3)
-    print("tokens  alone  two mixed: both  two mixed: one  10% edited  20% edited  30% edited  wrong")
-    for length in (150, 200, 300, 400, 600, 800, 1_200, 2_000, 3_000):
-        cells, wrong = [], 0
-        found = _found(keys, [text[:length] for text in whole])
-        cells.append(np.mean([owner in names for owner, names in zip(owners, found, strict=True)]))
-        wrong += sum(len(names - {owner}) for owner, names in zip(owners, found, strict=True))
-        mixed = [
-            np.concatenate([a[: length // 2], b[: length - length // 2]]) for a, b in zip(whole, second, strict=True)
-        ]
-        found = _found(keys, mixed)
-        right = [len(names & {a, b}) for a, b, names in zip(owners, others, found, strict=True)]
-        wrong += sum(len(names - {a, b}) for a, b, names in zip(owners, others, found, strict=True))
-        cells += [np.mean(np.array(right) == 2), np.mean(np.array(right) >= 1)]
+    print(
+        "tokens  alone | half each: both, one | by turns of 20: both | 80/20: both | thirds: all, two | "
+        "edited 10%, 20%, 30% | wrong"
+    )
+    for length in (150, 200, 300, 400, 600, 800, 1_000, 1_200, 1_600, 2_000, 3_000):
+        part = length // 5
+        mixes = {
+            "alone": ([length], length),
+            "half": ([length // 2, length - length // 2], length),
+            "turns": ([length // 2, length - length // 2], 20),
+            "80/20": ([length - part, part], length),
+            "thirds": ([length // 3, length // 3, length - 2 * (length // 3)], length),
+        }
+        named: dict[str, list[int]] = {}
+        wrong = 0
+        for name, (parts, turn) in mixes.items():
+            made = [_mixed([whole[k][i][:n] for k, n in enumerate(parts)], turn) for i in range(TEXTS)]
+            found = _found(keys, made)
+            right = [{owners[k][i] for k in range(len(parts))} for i in range(TEXTS)]
+            named[name] = [len(a & b) for a, b in zip(found, right, strict=True)]
+            wrong += sum(len(a - b) for a, b in zip(found, right, strict=True))
+        edits = []
         for share in (0.1, 0.2, 0.3):
-            edited = []
-            for text in whole:
+            copies = []
+            for text in whole[0]:
                 copy = text[:length].copy()
                 hit = random.random(length) < share
                 copy[hit] = random.integers(0, 800, int(hit.sum()))
-                edited.append(copy)
-            found = _found(keys, edited)
-            cells.append(np.mean([owner in names for owner, names in zip(owners, found, strict=True)]))
-            wrong += sum(len(names - {owner}) for owner, names in zip(owners, found, strict=True))
-        print(f"{length:6,}  {cells[0]:5.2f}" + "".join(f"  {cell:10.2f}" for cell in cells[1:]) + f"  {wrong:5}")
+                copies.append(copy)
+            found = _found(keys, copies)
+            edits.append(np.mean([owner in names for owner, names in zip(owners[0], found, strict=True)]))
+            wrong += sum(len(names - {owner}) for owner, names in zip(owners[0], found, strict=True))
+
+        cells = [
+            [np.mean(np.array(named[name]) >= least) for name, least in group]
+            for group in (
+                [("alone", 1)],
+                [("half", 2), ("half", 1)],
+                [("turns", 2)],
+                [("80/20", 2)],
+                [("thirds", 3), ("thirds", 2)],
+            )
+        ]
+        shown = " | ".join(" ".join(f"{cell:.2f}" for cell in group) for group in [*cells, edits])
+        print(f"{length:6,}  {shown} | {wrong}", flush=True)
+
+
+def _mixed(parts: list[np.ndarray], turn: int) -> np.ndarray:
+    """Return the parts by turns of so many tokens."""
+    turns = [[part[at : at + turn] for at in range(0, len(part), turn)] for part in parts]
+    return np.concatenate([piece for round_ in itertools.zip_longest(*turns) for piece in round_ if piece is not None])
 
 
 def _found(keys: ScopeKeys, parts: list[np.ndarray]) -> list[set[str]]:
@@ -120,5 +148,8 @@ def _cohorts(clusters: int, size: int, tokens: int, *, keys: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["texts", "cohorts"])
-    {"texts": texts, "cohorts": cohorts}[parser.parse_args().what]()
+    parser.add_argument("what", choices=["texts", "alone", "cohorts"])
+    what = parser.parse_args().what
+    if what == "alone":
+        attribution._LONGEST = 0
+    {"texts": texts, "alone": texts, "cohorts": cohorts}[what]()

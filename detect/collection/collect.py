@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -67,6 +68,8 @@ class Collection:
     """How far a collection is."""
 
     planned: int
+    longest: int = 0
+    """Tokens of an answer at most, as asked for."""
     answered: int = 0
     errors: int = 0
     """In all; a request may have several before its answer."""
@@ -74,12 +77,16 @@ class Collection:
     """Requests that were asked and have no answer yet."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    unread: int = 0
+    """Tries without an answer that may have been paid for: each counts as an answer of the longest, in the tokens."""
     models: dict[str, int] = field(default_factory=dict)
     """Answers by model and system fingerprint, as the endpoint names them."""
     in_a_row: int = 0
     """Requests that failed, the newest ones."""
     waiting: int = 0
     """Requests under way."""
+    coming: int = 0
+    """Tokens of their prompts, by their characters."""
     last_error: str | None = None
 
     @property
@@ -94,6 +101,10 @@ class Collection:
 
     def count(self, record: dict[str, Any]) -> None:
         """Take a journal's record into account."""
+        unread = record.get("unread", 0)
+        self.unread += unread
+        self.prompt_tokens += unread * _tokens_of(record["prompt"])
+        self.completion_tokens += unread * self.longest
         if record.get("error") is not None:
             self.errors += 1
             self.in_a_row += 1
@@ -102,8 +113,8 @@ class Collection:
         self.answered += 1
         self.in_a_row = 0
         used = record.get("usage") or {}
-        self.prompt_tokens += used.get("prompt_tokens") or len(record["prompt"]) // _CHARACTERS
-        self.completion_tokens += used.get("completion_tokens") or len(record["response"]) // _CHARACTERS
+        self.prompt_tokens += used.get("prompt_tokens") or _tokens_of(record["prompt"])
+        self.completion_tokens += used.get("completion_tokens") or _tokens_of(record["response"])
         name = " ".join(filter(None, (record.get("model"), record.get("system_fingerprint")))) or "no name"
         self.models[name] = self.models.get(name, 0) + 1
 
@@ -166,36 +177,46 @@ async def collect(
     """
     planned = [Request(p, s) for p in range(len(prompts)) for s in range(samples)]
     spent = budget or Budget()
-    state = Collection(planned=len(planned))
+    longest = endpoint.sampling.get("max_tokens") or endpoint.sampling.get("max_completion_tokens") or 0
+    state = Collection(planned=len(planned), longest=int(longest))
     for record in (*journal.errors, *journal.answers.values()):
         state.count(record)
     state.failed, state.in_a_row = len(journal.failed), 0
     on_record(state)
     pace = _Pace(per_minute)
     unanswered = [request for request in planned if request not in journal.answers]
-    todo = iter(sorted(unanswered, key=lambda request: journal.failed[request]))
+    todo = deque(sorted(unanswered, key=lambda request: journal.failed[request]))
+    landed = asyncio.Event()
     stopped: list[Stopped] = []
     if journal.answers and (before := look()) is not None:
         stopped.append(before)
 
     async def work(client: Any) -> None:
-        while not stopped:
-            if _reached(state, spent, endpoint):
-                stopped.append(Stopped.BUDGET)
-                return
-            request = next(todo, None)
-            if request is None:
-                return
-            await pace.wait()
+        while todo and not stopped:
+            tokens = _tokens_of(prompts[todo[0].prompt_index])
+            if _reached(state, spent, tokens):
+                if not state.waiting:
+                    stopped.append(Stopped.BUDGET)
+                    return
+                # What is under way may turn out shorter than it might.
+                landed.clear()
+                await landed.wait()
+                continue
+            request = todo.popleft()
+            prompt = prompts[request.prompt_index]
+            # Before the pace is waited for, so that no other worker spends the same.
             state.waiting += 1
+            state.coming += tokens
             try:
-                prompt = prompts[request.prompt_index]
+                await pace.wait()
+                if stopped:
+                    return
                 answer = await endpoint.ask(client, prompt, request.sample_index)
+                state.count(journal.add(request, _record(prompt, answer)))
             finally:
                 state.waiting -= 1
-            record = _record(prompt, answer)
-            journal.add(request, record)
-            state.count(record)
+                state.coming -= tokens
+                landed.set()
             state.failed = len(journal.failed)
             if state.in_a_row >= MOST_FAILURES:
                 stopped.append(Stopped.FAILURES)
@@ -220,13 +241,17 @@ async def collect(
     )
 
 
-def _reached(state: Collection, budget: Budget, endpoint: Endpoint) -> bool:
+def _reached(state: Collection, budget: Budget, prompt: int) -> bool:
     """Tell whether another request, at its longest, beside those under way might pass the budget."""
-    longest = int(endpoint.sampling.get("max_tokens") or endpoint.sampling.get("max_completion_tokens") or 0)
-    coming = (state.waiting + 1) * longest
-    tokens = state.prompt_tokens + state.completion_tokens + coming
-    cost = budget.cost(state.prompt_tokens, state.completion_tokens + coming)
-    return (budget.tokens is not None and tokens > budget.tokens) or (budget.money is not None and cost > budget.money)
+    said = state.prompt_tokens + state.coming + prompt
+    answered = state.completion_tokens + (state.waiting + 1) * state.longest
+    return (budget.tokens is not None and said + answered > budget.tokens) or (
+        budget.money is not None and budget.cost(said, answered) > budget.money
+    )
+
+
+def _tokens_of(text: str) -> int:
+    return len(text) // _CHARACTERS
 
 
 def _record(prompt: str, answer: Answer) -> dict[str, Any]:
@@ -234,6 +259,8 @@ def _record(prompt: str, answer: Answer) -> dict[str, Any]:
     if answer.error is not None:
         record["error"] = printable(answer.error, 600)
     record |= {"time": _now(), "status": answer.status, "tries": answer.tries, "seconds": answer.seconds}
+    if answer.unread:
+        record["unread"] = answer.unread
     named = {
         "model": answer.model,
         "system_fingerprint": answer.system_fingerprint,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -36,6 +37,9 @@ __all__ = ["Asked", "Collected", "Watched", "progress_table", "run_collection"]
 
 #: Exit codes by why a collection ended; the others are 0.
 _UNFINISHED: Final = {Stopped.BUDGET: 7, Stopped.FAILURES: 7, Stopped.FAILED: 7, Stopped.INTERRUPTED: 130}
+
+#: Names of models that are shown.
+_SHOWN: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,9 +158,13 @@ class Collected:
             lines.append(f"the last error: {printable(state.last_error, 300)}")
         if self.outcome.cost:
             lines.append(f"cost by the prices given: {self.outcome.cost:.2f}")
+        if state.unread:
+            lines.append(
+                f"{state.unread:,} tries without an answer may have been paid for: each counts as {state.longest:,} "
+                "answer tokens above"
+            )
         if state.changed:
-            names = ", ".join(f"{printable(name, 80)} ({count:,})" for name, count in state.models.items())
-            lines.append(f"WARNING: the endpoint named more than one model or system fingerprint: {names}")
+            lines.append(f"WARNING: the endpoint named more than one model or system fingerprint: {_names(state)}")
         if self.evidence is not None:
             found = self.evidence
             of_plan = f"{found.tokens:,} of {found.planned_tokens:,} tokens planned"
@@ -265,6 +273,7 @@ def _display(live: LiveEvidence | None, budget: Budget) -> Iterator[Callable[[Co
 def progress_table(state: Collection, live: LiveEvidence | None, budget: Budget) -> Table:
     """Return what is shown while it collects."""
     from rich.table import Table
+    from rich.text import Text
 
     grid = Table.grid(padding=(0, 2))
     # Names are never cut; what stands beside them is folded where a terminal is narrow.
@@ -288,5 +297,13 @@ def progress_table(state: Collection, live: LiveEvidence | None, budget: Budget)
             grid.add_row("effect size", effect)
             grid.add_row("tokens to go", f"{max(0, live.test.planned - live.tokens):,} of the plan at most")
     if state.changed:
-        grid.add_row("[bold red]model changed[/]", ", ".join(printable(name, 60) for name in state.models))
+        # What the endpoint says is no markup.
+        grid.add_row("[bold red]model changed[/]", Text(_names(state)))
     return grid
+
+
+def _names(state: Collection) -> str:
+    """Return the names of models and system fingerprints; an endpoint may give a new one with every answer."""
+    shown = [f"{printable(name, 80)} ({count:,})" for name, count in itertools.islice(state.models.items(), _SHOWN)]
+    more = len(state.models) - len(shown)
+    return ", ".join(shown) + (f", and {more:,} more" if more else "")

@@ -1,19 +1,22 @@
 """One request to an OpenAI-compatible endpoint that is not trusted: bounded in time, bytes and tries.
 
-Whatever an endpoint answers ends in an `Answer`: a response, or an error in words. Redirects are not followed, bodies
-are read up to a bound and not decompressed, and nothing of them is run or shown raw.
+Whatever an endpoint answers ends in an `Answer`: a response, or an error in words. Redirects are not followed, cookies
+are not kept, bodies are read up to a bound and not decompressed, and nothing of them is run or shown raw. What repeats
+the API key is no answer, and the key is cut out of every complaint, so that no journal and no message holds it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from detect.strict_json import parse_object
+from detect.conversation import text_of
+from detect.strict_json import TOO_DEEP, parse_object
 from watermark.errors import InputError, MissingExtraError, UsageError, printable
 from watermark.keys import Secret
 
@@ -24,6 +27,10 @@ __all__ = ["Answer", "Endpoint", "FatalAnswerError"]
 
 #: Bytes of one reply that are read; an answer of 100,000 tokens with log-probabilities is some 20 MB.
 _MAX_BYTES: Final = 32 << 20
+
+#: Arrays and objects inside one another in log-probabilities that are taken: those of the known forms are 5. What can
+#: hardly be parsed here might not be parsed where the journal is read.
+_DEEPEST: Final = 16
 
 #: Statuses after which the same request may succeed.
 _RETRIED: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
@@ -57,6 +64,8 @@ class Answer:
     status: int | None = None
     """Of the last try; None where there was no reply."""
     tries: int = 1
+    unread: int = 0
+    """Tries among them that may have been paid for all the same: the request was taken, and no answer could be read."""
     seconds: float = 0.0
 
 
@@ -105,6 +114,8 @@ class Endpoint:
             import httpx
         except ImportError:
             raise MissingExtraError("collecting needs httpx: pip install 'taggant[collect]'") from None
+        from http.cookiejar import CookieJar, DefaultCookiePolicy
+
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "taggant"}
         if self.key is not None:
             headers["Authorization"] = f"Bearer {self.key.reveal().decode()}"
@@ -113,7 +124,10 @@ class Endpoint:
             follow_redirects=False,
             timeout=httpx.Timeout(self.seconds, connect=min(20.0, self.seconds), pool=None),
             limits=httpx.Limits(max_connections=connections),
-            trust_env=True,
+            # None is kept: they would grow from reply to reply.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            # What goes to this machine goes through no proxy, which may be on another.
+            trust_env=not _is_local(self.url.partition("://")[2]),
         )
 
     def body(self, prompt: str, sample: int) -> dict[str, Any]:
@@ -138,10 +152,12 @@ class Endpoint:
             FatalAnswerError: no request of this kind will be answered.
         """
         started = time.monotonic()
-        answer = Answer(text="", error="not asked", tries=0)
+        answer, unread = Answer(text="", error="not asked", tries=0), 0
         for tried in range(1, self.retries + 2):
             answer, wait = await self._try(client, self.body(prompt, sample))
-            answer = _with(answer, tries=tried, seconds=round(time.monotonic() - started, 3))
+            unread += answer.unread
+            seconds = round(time.monotonic() - started, 3)
+            answer = replace(answer, tries=tried, unread=unread, seconds=seconds)
             if answer.error is None or wait is None or tried > self.retries:
                 break
             # A little of chance keeps the workers apart.
@@ -161,28 +177,50 @@ class Endpoint:
                     if 300 <= status < 400:
                         raise FatalAnswerError(
                             f"{printable(self.url, 200)}: redirects (HTTP {status}) to "
-                            f"{printable(headers.get('location', 'nowhere'), 200)}; redirects are not followed: give "
+                            f"{self._hushed(headers.get('location', 'nowhere'))}; redirects are not followed: give "
                             "the address itself"
                         )
                     content = await _bounded(response)
         except TimeoutError:
-            return Answer(text="", error=f"no answer within {self.seconds:g} seconds"), 0.0
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return Answer(text="", error=f"no answer within {self.seconds:g} seconds", unread=1), 0.0
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             return Answer(text="", error=f"no answer: {type(error).__name__}"), 0.0
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return Answer(text="", error=f"no answer: {type(error).__name__}", unread=1), 0.0
         except InputError as error:
-            return Answer(text="", error=str(error), status=status), 0.0
+            return Answer(text="", error=str(error), status=status, unread=int(status == 200)), 0.0
         if status in _FATAL:
             raise FatalAnswerError(
-                f"{printable(self.url, 200)}: HTTP {status}: {_complaint(content)}. Check the address, --model and the "
-                "API key"
+                f"{printable(self.url, 200)}: HTTP {status}: {self._complaint(content)}. Check the address, --model "
+                "and the API key"
             )
         if status != 200:
-            answer = Answer(text="", error=f"HTTP {status}: {_complaint(content)}", status=status)
+            answer = Answer(text="", error=f"HTTP {status}: {self._complaint(content)}", status=status)
             return answer, _retry_after(headers.get("retry-after")) if status in _RETRIED else None
         try:
-            return _parsed(content, self.kind), None
+            answer = _parsed(content, self.kind)
+            if self.key is not None and _repeats(answer, self.key.reveal().decode()):
+                raise InputError("the reply repeats the API key")
         except InputError as error:
-            return Answer(text="", error=f"not an answer: {error}", status=status), 0.0
+            return Answer(text="", error=f"not an answer: {error}", status=status, unread=1), 0.0
+        return answer, None
+
+    def _complaint(self, content: bytes) -> str:
+        """Return what a refusal says, made printable."""
+        try:
+            said: object = parse_object(content).get("error")
+            said = said.get("message") if isinstance(said, dict) else said
+        except InputError:
+            said = None
+        if not isinstance(said, str):
+            said = content[:4096].decode("utf-8", "replace")
+        return self._hushed(said) or "no reason given"
+
+    def _hushed(self, text: str) -> str:
+        """Return what the endpoint said for a message: without the API key, printable, and cut."""
+        if self.key is not None:
+            text = text.replace(self.key.reveal().decode(), "[API key]")
+        return printable(text, 200)
 
 
 async def _bounded(response: httpx.Response) -> bytes:
@@ -214,9 +252,12 @@ def _parsed(content: bytes, kind: str) -> Answer:
         text = message["refusal"]
     if not isinstance(text, str):
         raise InputError("expected a text in the choice")
+    text_of(text, "the choice")
     found = reply.get("usage")
     usage = found if isinstance(found, dict) else {}
     logprobs = choice.get("logprobs")
+    if _nests(logprobs, beyond=_DEEPEST):
+        raise InputError(TOO_DEEP)
     return Answer(
         text=text,
         error=None,
@@ -228,6 +269,20 @@ def _parsed(content: bytes, kind: str) -> Answer:
         completion_tokens=_count(usage.get("completion_tokens")),
         logprobs=logprobs.get("content") if isinstance(logprobs, dict) and kind == "chat" else _list(logprobs),
     )
+
+
+def _repeats(answer: Answer, key: str) -> bool:
+    """Tell whether an answer holds the key, in whatever way the reply escaped it."""
+    said = [answer.text, answer.model, answer.system_fingerprint, answer.finish_reason, answer.logprobs]
+    return json.dumps(key)[1:-1] in json.dumps(said)
+
+
+def _nests(value: object, *, beyond: int) -> bool:
+    level = [value]
+    for _ in range(beyond):
+        inside = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, (dict, list))]
+        level = [child for children in inside for child in children]
+    return any(isinstance(each, (dict, list)) for each in level)
 
 
 def _list(value: object) -> list[Any] | None:
@@ -242,16 +297,6 @@ def _count(value: object) -> int | None:
     return value if type(value) is int and 0 <= value < 2**40 else None
 
 
-def _complaint(content: bytes) -> str:
-    """Return what a refusal says, made printable."""
-    try:
-        said: object = parse_object(content).get("error")
-        said = said.get("message") if isinstance(said, dict) else said
-    except InputError:
-        said = None
-    return printable(said if isinstance(said, str) else content[:200].decode("utf-8", "replace"), 200)
-
-
 def _retry_after(value: str | None) -> float:
     if value is None:
         return 0.0
@@ -261,16 +306,10 @@ def _retry_after(value: str | None) -> float:
         pass
     try:
         return min(_LONGEST_WAIT, max(0.0, parsedate_to_datetime(value).timestamp() - time.time()))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0
 
 
 def _is_local(rest: str) -> bool:
     host = rest.split("/")[0].rsplit(":", 1)[0]
     return host in ("localhost", "127.0.0.1", "[::1]")
-
-
-def _with(answer: Answer, *, tries: int, seconds: float) -> Answer:
-    from dataclasses import replace
-
-    return replace(answer, tries=tries, seconds=seconds)

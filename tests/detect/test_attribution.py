@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
+from types import SimpleNamespace
 
 import builders
 import numpy as np
 import pytest
-from bigrams import bigrams, said_by
 from marked_texts import marked_texts
 
-from detect import cohorts
-from detect.attribution import CodeSums, attribute, code_sums
-from detect.cohorts import detect_cohorts
+from detect.account_pairs import AccountPairs, _left
+from detect.attribution import (
+    AccountFinding,
+    Attribution,
+    CodeSums,
+    _Chains,
+    _Text,
+    _texts,
+    _tried,
+    attribute,
+    code_sums,
+)
 from detect.family import SCORE
-from detect.reference import Reference
-from detect.tally import UNIT, tally_of
+from detect.tally import UNIT, PromptPolicy, tally_of
 from detect.verdict import Verdict
 from watermark import prf
 from watermark.errors import UsageError
-from watermark.keys import CODE_BITS
+from watermark.keys import CODE_BITS, ScopeKeys
 
 KEYS = builders.scope_of(window=2, account_lanes=16)
 ACCOUNTS = [f"account-{i}" for i in range(2_000)]
@@ -117,14 +124,32 @@ def test_wrong_attributions_come_at_the_stated_rate_or_below() -> None:
 
 
 @pytest.mark.slow
-def test_wrong_attributions_over_ten_thousand_trials() -> None:
-    wrong = 0
-    for seed in range(100):
-        keys = builders.scope_of(key=1_000 + seed, window=1, account_lanes=16)
-        texts = marked_texts(keys, [f"stranger-{i}" for i in range(100)], length=300, vocabulary=300, seed=seed)
-        for found in (attribute(builders.corpus_of([text]), keys, ACCOUNTS[:200], level=0.01)[0] for text in texts):
-            wrong += bool(found.found)
-    assert wrong <= 130  # 100 expected at most, and three standard deviations.
+@pytest.mark.parametrize("guilty", [0, 1, 2, 3])
+def test_wrong_attributions_over_ten_thousand_trials(guilty: int) -> None:
+    """Texts of none, one, two or three registered accounts' answers, and of strangers': who else is named?"""
+    assert trials(guilty, keys=100, texts=100, accounts=200, level=0.01) <= 130  # 100 expected at most, and three sd.
+
+
+@pytest.mark.parametrize("guilty", [1, 2, 3])
+def test_innocents_beside_those_set_aside_are_named_at_the_stated_rate_or_below(guilty: int) -> None:
+    assert trials(guilty, keys=6, texts=25, accounts=50, level=0.1) <= 26  # 15 expected at most, and three sd.
+
+
+def trials(guilty: int, *, keys: int, texts: int, accounts: int, level: float) -> int:
+    """Return in how many of keys * texts an account is named that had no part in the text."""
+    wrong = aside = 0
+    for seed in range(keys):
+        scope = builders.scope_of(key=1_000 + seed, window=1, account_lanes=16)
+        strange = marked_texts(scope, [f"stranger-{i}" for i in range(texts)], length=300, vocabulary=300, seed=seed)
+        said = [ACCOUNTS[k] for k in range(guilty) for _ in range(texts)]
+        made = marked_texts(scope, said, length=600, vocabulary=300, seed=500 + seed) if guilty else []
+        for text in range(texts):
+            whole = np.concatenate([strange[text], *made[text::texts]])
+            (found,) = attribute(builders.corpus_of([whole]), scope, ACCOUNTS[:accounts], level=level)
+            wrong += not {each.account for each in found.found} <= {*ACCOUNTS[:guilty]}
+            aside += len(found.findings[-1].beside)
+    assert aside >= 0.5 * guilty * keys * texts  # The chains are what is tried here.
+    return wrong
 
 
 def test_a_text_too_short_is_refused_with_what_it_would_take() -> None:
@@ -136,155 +161,173 @@ def test_a_text_too_short_is_refused_with_what_it_would_take() -> None:
     assert found.tokens_needed > 60
 
 
+# Others set aside.
+
+
+def text_of(responses: list[np.ndarray], keys: ScopeKeys = KEYS) -> _Text:
+    (text,) = _texts(builders.corpus_of(responses), keys, each=False, policy=PromptPolicy.OWN)
+    return text
+
+
+def chains_of(text: _Text, names: list[str], words: np.ndarray, *, accounts: int | None = None) -> _Chains:
+    return _Chains(text, names, text.sums.statistics(words), lambda: words, accounts=accounts or len(names))
+
+
+def test_what_is_left_is_the_chance_of_the_rest_over_all_paths() -> None:
+    random = np.random.default_rng(1)
+    at, begins = np.array([0, 3, 4, 9, 30, 31, 35]), np.array([0, 5, 7])
+    agrees, parts = random.random((7, 2)) < 0.5, np.array([1, 0.5, 1, 1, 1 / 3, 1, 0.5])
+    left, likelihoods = _left(agrees, at, parts, begins, 0.8, 1 / 16)
+    for r, (first, end) in enumerate(itertools.pairwise(begins)):
+        total, rest = 0.0, np.zeros(end - first)
+        for path in itertools.product(range(3), repeat=end - first):
+            chance = 1.0
+            for step, kind in enumerate(path):
+                i = first + step
+                stay = (15 / 16) ** (at[i] - at[i - 1]) if step else 0.0
+                chance *= (1 - stay) / 3 + stay * (step > 0 and path[step - 1] == kind)
+                if kind:
+                    chance *= (1.6 if agrees[i, kind - 1] else 0.4) ** parts[i]
+            total += chance
+            rest += chance * (np.array(path) == 0)
+        assert likelihoods[r] == pytest.approx(math.log(total))
+        assert left[first:end] == pytest.approx(rest / total)
+
+
+def test_two_and_three_accounts_of_one_text_are_found_where_they_would_not_be_beside_one_another() -> None:
+    names = ["account-7", "account-70", "account-700"]
+    a, b, c = marked_texts(KEYS, names, length=1_000, seed=6)
+    half = builders.corpus_of([np.concatenate([a[:600], b[:600]])])
+    thirds = builders.corpus_of([np.concatenate([a[:600], b[:600], c[:600]])])
+    (two,), (three,) = attribute(half, KEYS, ACCOUNTS, level=1e-6), attribute(thirds, KEYS, ACCOUNTS, level=1e-6)
+    assert {each.account for each in two.found} == {*names[:2]}
+    assert {each.account: set(each.beside) for each in two.found} == {names[0]: {names[1]}, names[1]: {names[0]}}
+    assert {each.account for each in three.found} == {*names}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detect.attribution._LONGEST", 0)
+        assert len(attribute(half, KEYS, ACCOUNTS, level=1e-6)[0].found) < 2
+        assert len(attribute(thirds, KEYS, ACCOUNTS, level=1e-6)[0].found) < 3
+
+
+def test_the_chain_without_an_account_is_what_it_would_be_had_it_never_been_registered() -> None:
+    names = ACCOUNTS[:40]
+    parts = marked_texts(KEYS, names[:3], length=700, seed=7)
+    for text in (
+        text_of([np.concatenate(parts)]),
+        text_of([part[i : i + 90] for i in range(0, 700, 90) for part in parts]),
+    ):
+        words = KEYS.packed_code_words(names)
+        chains = chains_of(text, names, words)
+        common = chains.without(None)
+        assert len(common) >= 3
+        for j in range(len(names)):
+            fewer = [name for name in names if name != names[j]]
+            absent = chains_of(text, fewer, np.delete(words, j, axis=0), accounts=len(names))
+            chain = absent.without(None)
+            used = chains.without(j) if j in common else common
+            assert [fewer[i] for i in chain] == [names[i] for i in used]
+            assert (absent.left(chain).sums.twice == chains.left(used).sums.twice).all()
+
+
+def test_ties_go_to_the_smaller_id_with_and_without_another() -> None:
+    (part,) = marked_texts(KEYS, ["account-7"], length=700, seed=8)
+    text = text_of([part])
+    word = KEYS.packed_code_words(["account-7", "account-9"])
+    twins = word[[0, 0, 1, 0]]  # No two ids have one word; were it so, the order would still be theirs.
+    for names in (["b", "c", "z", "a"], ["a", "b", "z", "c"]):
+        chains = chains_of(text, names, twins)
+        assert names[chains.without(None)[0]] == "a"
+        assert names[chains.without(names.index("a"))[0]] == "b"
+
+
+def test_p_is_exact_over_every_code_word_of_an_account_given_all_else() -> None:
+    """All 2^n words, by the bits that speak: where some lead to chains with the account in them, and some do not."""
+    random = np.random.default_rng(9)
+    chained = 0
+    for _ in range(4):
+        speaking, sayings = 8, 40
+        position = np.sort(random.choice(CODE_BITS, speaking, replace=False)).astype(np.int64)
+        said = random.integers(0, 14, sayings)
+        said = np.unique(said, return_inverse=True)[1].astype(np.int64)
+        n = int(said.max()) + 1
+        others = random.integers(0, 256, (2, 512), dtype=np.uint8)
+        of = np.concatenate([np.arange(speaking), random.integers(0, speaking, max(0, n - speaking))])[:n]
+        where = position[of]
+        # The text agrees with the first of the others in its first half, and with the second in the other.
+        bits = np.unpackbits(others, axis=1, bitorder="little")[np.where(np.arange(n) < n // 2, 0, 1), where]
+        value = np.where((bits == 0) != (random.random(n) < 0.1), UNIT, -UNIT).astype(np.int64)
+        pairs = AccountPairs(position=where, value=value, at=np.arange(sayings) * 3, said=said)
+        sums = CodeSums(twice=pairs.twice(), pairs=n, tokens=3 * sayings)
+        text = _Text(source="", pairs=pairs, starts=np.array([0, 3 * sayings]), sums=sums)
+        used = np.unique(where)
+        ps = []
+        for word in itertools.product((0, 1), repeat=len(used)):
+            mine = np.zeros(CODE_BITS, dtype=np.uint8)
+            mine[used] = word
+            words = np.concatenate([others, np.packbits(mine, bitorder="little")[None]])
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("detect.attribution._CHANCE", 2.0)
+                places = np.arange(3), text.sums.statistics(words)
+                tried = _tried(text, [places], ["a", "b", "j"], SimpleNamespace(of=lambda _, words=words: words))
+            row = tried.names.index("j")
+            ps.append(tried.log10_p[row])
+            chained += len(tried.beside[row])
+        ps = np.sort(np.array(ps))
+        for x in np.unique(ps):
+            assert math.log10(float((ps <= x).mean())) <= x + 1e-9
+    assert chained > 600
+
+
+@pytest.mark.parametrize("guilty", [2, 3])
+def test_innocents_look_like_fair_signs_where_others_are_set_aside(guilty: int) -> None:
+    parts = marked_texts(KEYS, [f"account-{k}" for k in range(guilty)] * 20, length=1_200, vocabulary=2_000, seed=10)
+    names = [f"account-{k}" for k in range(guilty)] + [f"innocent-{i}" for i in range(6_000)]
+    chains = chains_of(text_of(parts), names, KEYS.packed_code_words(names))
+    chain = chains.without(None)
+    assert {*range(guilty)} <= {*chain}
+    left = chains.left(chain)
+    z = np.delete(left.statistics, chain) / left.sums.sd
+    assert abs(z.std() - 1) < 0.035
+    assert abs(z.mean()) < 0.06
+    assert z.max() < 5.2
+
+
+def test_neither_the_order_of_the_records_nor_the_chunks_change_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = marked_texts(KEYS, ["account-7", "account-70"] * 6, length=150, seed=11)
+    (one,) = attribute(builders.corpus_of(parts), KEYS, ACCOUNTS, level=1e-6)
+    monkeypatch.setattr("detect.attribution._CHUNK", 300)
+    monkeypatch.setattr("detect.attribution._HELD", 600)
+    (other,) = attribute(builders.corpus_of(parts[::-1]), KEYS, ACCOUNTS[::-1], level=1e-6)
+    assert one.findings == other.findings
+    assert len(one.found) == 2
+
+
+def one_of(found: Attribution, account: str) -> AccountFinding:
+    (finding,) = (each for each in found.findings if each.account == account)
+    return finding
+
+
+def test_of_many_accounts_those_whose_code_word_hardly_fits_do_not_come_into_question(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a, b = marked_texts(KEYS, ["account-7", "account-1999"], length=600, seed=6)
+    corpus = builders.corpus_of([np.concatenate([a, b])])
+    (whole,) = attribute(corpus, KEYS, ACCOUNTS, level=1e-6, shown=300)
+    monkeypatch.setattr("detect.attribution._QUESTIONED", 100)
+    monkeypatch.setattr("detect.attribution._HELD", 1)
+    (few,) = attribute(corpus, KEYS, ACCOUNTS, level=1e-6, shown=300)
+    assert few.found == whole.found
+    assert 60 <= len(few.findings) <= 150
+    both = {each.account for each in few.findings} & {each.account for each in whole.findings}
+    assert len(both) >= 20
+    for name in both:
+        few_of, whole_of = one_of(few, name), one_of(whole, name)
+        assert (few_of.z, few_of.beside) == (whole_of.z, whole_of.beside)
+        assert few_of.log10_p == pytest.approx(whole_of.log10_p, abs=1e-3)  # Bounds from tables of other grids.
+    silent = builders.corpus_of([np.arange(3, dtype=np.uint32)])
+    assert attribute(silent, KEYS, ACCOUNTS, level=1e-6)[0].findings == ()
+
+
 def test_a_scope_without_account_lanes_is_refused() -> None:
     with pytest.raises(UsageError, match="no account lanes"):
         attribute(builders.corpus_of([np.arange(50, dtype=np.uint32)]), builders.scope_of(), ["a"], level=0.01)
-
-
-# Cohorts: a student is here a model of the accounts' bigrams, its reference one of unmarked text.
-
-CLUSTER_KEYS = builders.scope_of(key=5, window=1, account_lanes=16, delta=3.0)
-V = 400
-
-
-@pytest.fixture(scope="module")
-def student() -> tuple[np.ndarray, Reference]:
-    """A student of cluster a's 4 accounts and of strangers, 40% to 60%."""
-    marked = marked_texts(CLUSTER_KEYS, [f"a{i % 4}" for i in range(80)], length=1_500, vocabulary=V, seed=1)
-    strangers = marked_texts(CLUSTER_KEYS, [f"stranger{i}" for i in range(120)], length=1_500, vocabulary=V, seed=2)
-    clean = marked_texts(builders.scope_of(delta=0.0), [None] * 100, length=1_500, vocabulary=V, seed=3)
-    return said_by(bigrams(marked + strangers, V), bigrams(clean, V), length=60_000, seed=4)
-
-
-def clusters(count: int, size: int) -> dict[str, list[str]]:
-    return {"a": [f"a{i}" for i in range(size)]} | {
-        f"b{c}": [f"b{c}-{i}" for i in range(size)] for c in range(count - 1)
-    }
-
-
-def test_the_cluster_that_fed_the_student_is_found(student: tuple[np.ndarray, Reference]) -> None:
-    text, reference = student
-    result = detect_cohorts(
-        builders.corpus_of([text]), CLUSTER_KEYS, clusters(8, 4), reference=reference, level=1e-3, share=0.4
-    )
-    assert result.findings[0].cluster == "a"
-    assert [each.cluster for each in result.findings if each.found] == ["a"]
-    assert result.findings[0].log10_p <= -result.findings[0].log10_e + 1e-9
-    assert result.power.fed == 2
-    assert 0.3 < result.power.found <= result.power.found_at_most <= 1
-
-
-def test_innocent_clusters_beside_one_that_fed_have_e_values_of_mean_at_most_one(
-    student: tuple[np.ndarray, Reference],
-) -> None:
-    text, reference = student
-    many = {f"c{c}": [f"c{c}-{i}" for i in range(2)] for c in range(1_500)}
-    named = {"a": [f"a{i}" for i in range(4)]} | many
-    result = detect_cohorts(builders.corpus_of([text]), CLUSTER_KEYS, named, reference=reference, level=0.05, share=0.4)
-    innocent = [each for each in result.findings if each.cluster != "a"]
-    es = 10 ** np.array([each.log10_e for each in innocent])
-    zs = np.array([each.z for each in innocent])
-    ps = np.array([each.log10_p for each in innocent])
-    assert es.mean() < 1.5
-    assert abs(zs.mean()) < 0.1
-    assert abs(zs.std() - 1) < 0.08
-    assert (ps <= -2).mean() <= 0.01 + 3 * math.sqrt(0.01 / 1_500)
-    assert {each.cluster for each in result.findings if each.found} <= {"a"}
-    assert result.findings[0].cluster == "a"
-
-
-def model_of(n: int, *, share: float, fed: int) -> tuple[cohorts._Model, np.ndarray]:
-    random = np.random.default_rng(n)
-    model = cohorts._Model(b=random.uniform(1, 4, n), d=random.uniform(0.5, 3, n), share=share, fed=fed)
-    return model, random.normal(size=n) * 3
-
-
-def test_what_the_others_leave_is_the_inverse_of_the_covariance() -> None:
-    model, y = model_of(40, share=0.25, fed=4)
-    means = 1.0 - 2 * np.random.default_rng(1).integers(0, 2, (9, 40))
-    x = means[1:] * model.b
-    covariance = np.diag(model.noise(y)) + 0.25**2 * 4 / 8 * x.T @ x
-    direct = 0.25 * model.b * np.linalg.solve(covariance, y)
-    assert cohorts._Others(model, y, means).theta(np.arange(1, 9)) == pytest.approx(direct, rel=1e-9)
-
-
-def test_a_cluster_s_own_words_do_not_enter_what_it_is_tested_on() -> None:
-    model, y = model_of(40, share=0.25, fed=4)
-    random = np.random.default_rng(2)
-    means = 1.0 - 2 * random.integers(0, 2, (9, 40))
-    other = means.copy()
-    other[3] = 1.0 - 2 * random.integers(0, 2, 40)
-    rows = np.delete(np.arange(9), 3)
-    thetas = [cohorts._Others(model, y, each).theta(rows) for each in (means, other)]
-    assert (thetas[0] == thetas[1]).all()
-
-
-def test_the_mean_of_e_over_all_words_is_at_most_one() -> None:
-    """One account and two, whatever the others' words and the text are; p bounds the tail of each."""
-    n = 7
-    model, y = model_of(n, share=0.5, fed=2)
-    means = 1.0 - 2 * np.random.default_rng(3).integers(0, 2, (3, n))
-    theta = cohorts._Others(model, y * 5, means).theta(np.arange(1, 3))
-    words = np.array(list(itertools.product((1.0, -1.0), repeat=n)))
-    for accounts, totals in ((1, words @ theta), (2, ((words[:, None] + words[None]) @ theta / 2).ravel())):
-        results = np.array([cohorts._result(total, theta, accounts) for total in totals.tolist()])
-        assert 0.9 < (10 ** results[:, 1]).mean() <= 1
-        assert results[:, 0].std() == pytest.approx(1)
-        for total, log10_p in zip(totals, results[:, 2], strict=True):
-            assert 10**log10_p >= (totals >= total - 1e-12).mean() - 1e-12
-
-
-def test_of_many_clusters_the_best_others_are_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every cluster's z is what it is with the three others that fit best, whatever it says itself."""
-    monkeypatch.setattr(cohorts, "OTHERS", 3)
-    monkeypatch.setattr(cohorts, "_CHUNK", 5)
-    at = np.sort(np.random.default_rng(4).choice(CODE_BITS, 60, replace=False))
-    model, y = model_of(60, share=0.5, fed=2)
-    members = {f"c{c}": [f"c{c}-{i}" for i in range(1 + c % 3 + 7 * (c == 4))] for c in range(12)}
-    found = cohorts._tests(model, y, CLUSTER_KEYS, members, at, lambda done: None)
-    means = np.array(
-        [
-            np.mean([np.where(CLUSTER_KEYS.code_word(name), -1.0, 1.0)[at] for name in names], axis=0)
-            for names in members.values()
-        ]
-    )
-    fit = means @ (model.b / model.noise(y) * y) * np.sqrt([len(names) for names in members.values()])
-    for c, (z, _, _) in enumerate(found):
-        others = [i for i in np.argsort(-fit).tolist() if i != c][:3]
-        theta = cohorts._Others(model, y, means[others]).theta(np.arange(3))
-        size = len(members[f"c{c}"])
-        assert z == pytest.approx(float(means[c] @ theta) / np.linalg.norm(theta) * math.sqrt(size), rel=1e-9)
-
-
-def test_clusters_that_fed_nobody_have_e_values_of_mean_at_most_one(student: tuple[np.ndarray, Reference]) -> None:
-    text, reference = student
-    many = {f"c{c}": [f"c{c}-{i}" for i in range(2)] for c in range(1_500)}
-    result = detect_cohorts(builders.corpus_of([text]), CLUSTER_KEYS, many, reference=reference, level=0.05, share=1.0)
-    es = 10 ** np.array([each.log10_e for each in result.findings])
-    zs = np.array([each.z for each in result.findings])
-    ps = np.array([each.log10_p for each in result.findings])
-    assert es.mean() < 1.5
-    assert abs(zs.std() - 1) < 0.08
-    assert (ps <= -2).mean() <= 0.01 + 3 * math.sqrt(0.01 / 1_500)
-    assert not any(each.found for each in result.findings)
-
-
-def test_a_question_that_cannot_be_answered_is_refused(student: tuple[np.ndarray, Reference]) -> None:
-    text, reference = student
-    alone = {name: [name] for name in ACCOUNTS}
-    with pytest.raises(UsageError, match="no number of tokens like these would do"):
-        detect_cohorts(builders.corpus_of([text]), CLUSTER_KEYS, alone, reference=reference, level=1e-6)
-
-
-def test_a_refusal_names_the_tokens_it_would_take(student: tuple[np.ndarray, Reference]) -> None:
-    text, whole = student
-    short = replace(
-        whole,
-        ids=text[:1_000],
-        starts=np.array([0, 1_000]),
-        top_ids=whole.top_ids[:1_000],
-        top_p=whole.top_p[:1_000],
-        said_p=whole.said_p[:1_000],
-    )
-    with pytest.raises(UsageError, match=r"It would take some [0-9]+,000 tokens like these 1,000, fewer"):
-        detect_cohorts(builders.corpus_of([text[:1_000]]), CLUSTER_KEYS, clusters(8, 1), reference=short, level=1e-3)

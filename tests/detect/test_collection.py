@@ -24,6 +24,7 @@ import pytest
 pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 
+from raw_server import answer_of, raw_server, reply_of
 from rich.console import Console
 from rich.table import Table
 from student_server import Student, StudentServer, served
@@ -534,3 +535,225 @@ def test_a_plan_is_kept_where_errors_were_answered_later() -> None:
     for after in (None, "down"):
         wrong = departures(lines((0, None), (1, None), (0, after)), prompts, plan)
         assert wrong == ("line 3 answers prompt 0, sample 0 a second time",)
+
+
+# An endpoint that means harm.
+
+KEY = "sk-canary-0123456789"
+
+
+def hostile(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Asked:
+    monkeypatch.setenv("SUSPECT_KEY", KEY)
+    return asked(url, tmp_path, api_key_env="SUSPECT_KEY", **{"prompts": 3, "retries": 0, **settings})
+
+
+def test_an_answer_that_would_make_a_line_too_long_to_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detect.collection.journal.MAX_LINE", 8_000)
+    monkeypatch.setattr("detect.inputs.MAX_LINE", 8_000)
+    out = tmp_path / "journal.jsonl"
+    texts = iter(["é" * 1_200, "é" * 1_400, "a" * 7_000])
+    with raw_server(lambda head: [reply_of(answer_of(next(texts)))]) as url:
+        settings = hostile(tmp_path, url, monkeypatch, concurrency=1)
+        done = run_collection(settings, out, watched=None)
+    assert (done.exit_code, done.outcome.collection.answered, done.outcome.collection.unread) == (7, 2, 1)
+    assert max(map(len, out.read_bytes().splitlines(keepends=True))) <= 8_000
+    assert records(out)[2]["error"].startswith("an answer too long to keep: 8,")
+    reader = Reader([out])
+    assert [len(document.texts[0].response or "") for document in reader] == [1_200, 7_000]
+    assert (reader.accounting.read, reader.accounting.malformed) == (4, 0)
+    with raw_server(lambda head: [reply_of(answer_of("short"))]) as url:
+        header = records(out)[0] | {"endpoint": url}
+        out.write_text("\n".join([json.dumps(header), *out.read_text().splitlines()[1:]]) + "\n")
+        assert run_collection(replace(settings, url=url), out, watched=None).exit_code == 0
+
+
+@pytest.mark.slow
+def test_a_reply_of_the_largest_size_can_be_read_from_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers grow when they are written again: 16 MiB of them are 67 MB, of which 64 MiB are read."""
+    out = tmp_path / "journal.jsonl"
+    numbers = b'{"choices":[{"message":{"content":"a b c"},"logprobs":{"content":[' + b"1e15," * 3_500_000 + b"1]}}]}"
+    replies = iter([numbers, answer_of("\u4e2d" * (10 << 20)), answer_of("\u4e2d" * (11 << 20))])
+    with raw_server(lambda head: [reply_of(next(replies))]) as url:
+        settings = hostile(tmp_path, url, monkeypatch, concurrency=1, timeout=60.0)
+        run_collection(settings, out, watched=None)
+    errors = [record.get("error", "") for record in records(out)[1:]]
+    assert errors[0].startswith("an answer too long to keep: 7")
+    assert errors[1:] == ["", "a reply of more than 32 MiB"]
+    reader = Reader([out])
+    assert [len(document.texts[0].response or "") for document in reader] == [10 << 20]
+    assert reader.accounting.malformed == 0
+
+
+def test_what_could_not_be_read_from_the_journal_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = b'{"choices":[{"message":{"content":"a"},"logprobs":{"content":' + b"[" * 100 + b"]" * 100 + b"}}]}"
+    replies = [answer_of("a\ud800b", ascii_only=True), answer_of("a\ud800b"), deep]
+    out = tmp_path / "journal.jsonl"
+    waiting = iter(replies)
+    with raw_server(lambda head: [reply_of(next(waiting))]) as url:
+        settings = hostile(tmp_path, url, monkeypatch, concurrency=1)
+        done = run_collection(settings, out, watched=watched(scope(), planned=100))
+    errors = [record["error"] for record in records(out)[1:]]
+    assert "found the lone surrogate" in errors[0]
+    assert "expected UTF-8" in errors[1]
+    assert "nested too deep" in errors[2]
+    assert done.outcome.collection.unread == 3
+    reader = Reader([out])
+    assert list(reader) == []
+    assert reader.accounting.malformed == 0
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        reply_of(json.dumps({"error": {"message": f"bad key {KEY}"}}).encode(), status="401 No"),
+        reply_of(b"x" * 190 + f"Authorization: Bearer {KEY}".encode(), status="500 Oops"),
+        reply_of(b"", f"Location: http://elsewhere/?key={KEY}", status="302 Found"),
+        reply_of(answer_of(f"You said {KEY}.")),
+        reply_of(answer_of("hi", system_fingerprint="@").replace(b"@", b"\\u0073" + KEY[1:].encode())),
+        reply_of(answer_of("hi").replace(b'"index"', b'"logprobs": {"content": ["' + KEY.encode() + b'"]}, "index"')),
+    ],
+    ids=["401", "500", "redirect", "answer", "escaped", "log-probabilities"],
+)
+def test_an_endpoint_that_repeats_the_api_key_gets_it_into_no_file_and_no_message(
+    reply: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, told = tmp_path / "journal.jsonl", []
+    with raw_server(lambda head: [reply]) as url:
+        try:
+            done = run_collection(hostile(tmp_path, url, monkeypatch), out, watched=None)
+            told += [*done.lines(), str(done.to_json())]
+        except FatalAnswerError as error:
+            told += [str(error), repr(error.__context__)]
+    captured = capsys.readouterr()
+    for text in (out.read_text(), *told, captured.out, captured.err):
+        assert KEY not in text
+        assert KEY[:12] not in text
+    assert not any("response" in record and record["response"] for record in records(out))
+
+
+def test_cookies_are_not_kept_and_no_proxy_sees_what_goes_to_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads: list[bytes] = []
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+    def reply(head: bytes) -> list[bytes]:
+        heads.append(head)
+        return [reply_of(answer_of("hi"), f"Set-Cookie: k{len(heads)}={'x' * 3_000}; Path=/")]
+
+    with raw_server(reply) as url:
+        done = run_collection(hostile(tmp_path, url, monkeypatch, prompts=20), tmp_path / "j.jsonl", watched=None)
+    assert done.exit_code == 0
+    assert len(heads) == 20
+    assert not any(b"cookie" in head.lower() for head in heads)
+
+
+def test_names_of_models_are_counted_and_not_all_shown_nor_taken_for_markup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = iter(range(1_000))
+    with raw_server(lambda head: [reply_of(answer_of("hi", system_fingerprint=f"[/x{next(count)}]"))]) as url:
+        done = run_collection(hostile(tmp_path, url, monkeypatch, prompts=40), tmp_path / "j.jsonl", watched=None)
+    (warning,) = [line for line in done.lines() if line.startswith("WARNING")]
+    assert warning.endswith(", and 32 more")
+    assert warning.count("student [/x") == 8
+    console = Console(width=100, file=io.StringIO())
+    console.print(progress_table(done.outcome.collection, None, Budget()))
+    assert isinstance(console.file, io.StringIO)
+    assert "[/x0]" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("per_minute", [None, 6_000.0])
+def test_a_budget_holds_with_many_at_once_and_is_used_up(
+    student: Student, tmp_path: Path, per_minute: float | None
+) -> None:
+    server = StudentServer(student, delay=0.02)
+    with served(server) as url:
+        settings = asked(url, tmp_path, prompts=200, concurrency=32, per_minute=per_minute, budget_tokens=1_500)
+        done = run_collection(settings, tmp_path / "j.jsonl", watched=None)
+    spent = done.outcome.collection.prompt_tokens + done.outcome.collection.completion_tokens
+    assert done.outcome.stopped is Stopped.BUDGET
+    assert sum(server.asked.values()) * (7 + WORDS_SAID) == spent  # Nothing was asked that is not accounted for.
+    assert 1_500 - (7 + WORDS_SAID) - 4 <= spent <= 1_500
+
+
+def test_tries_that_may_have_been_paid_for_count_in_the_budget(student: Student, tmp_path: Path) -> None:
+    server, out = StudentServer(student, manner="truncated"), tmp_path / "j.jsonl"
+    with served(server) as url:
+        settings = asked(url, tmp_path, prompts=200, retries=1, budget_money=0.01, price_out=20.0)
+        done = run_collection(settings, out, watched=None)
+        assert (done.outcome.stopped, done.exit_code) == (Stopped.BUDGET, 7)
+        assert done.outcome.collection.unread == server.requests
+        assert server.requests * WORDS_SAID <= 500 + 4 * WORDS_SAID  # A request under way is tried again.
+        assert done.outcome.cost == server.requests * WORDS_SAID * 20e-6
+        assert "may have been paid for: each counts as 40 answer tokens" in " ".join(done.lines())
+        server.manner = "busy"
+        free = replace(settings, budget_money=0.02, retries=0)
+        done = run_collection(free, out, watched=None)
+    assert done.outcome.stopped is Stopped.FAILURES  # What was refused cost nothing.
+
+
+def test_bytes_of_every_kind_end_in_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(1)
+    good = reply_of(answer_of("hi"), "Retry-After: Mon, 01 Jan 0001 00:00:00 -0000")
+
+    def reply(head: bytes) -> list[bytes]:
+        kind = int(random.integers(4))
+        if kind == 0:
+            return [random.bytes(int(random.integers(3_000)))]
+        broken = bytearray(good)
+        for _ in range(int(random.integers(1, 4)) if kind < 3 else 0):
+            broken[int(random.integers(len(broken)))] = int(random.integers(256))
+        return [bytes(broken[: int(random.integers(len(broken)))] if kind == 1 else broken)]
+
+    monkeypatch.setattr("detect.collection.collect.MOST_FAILURES", 10**6)
+    with raw_server(reply) as url:
+        settings = hostile(tmp_path, url, monkeypatch, prompts=300, timeout=1.0, concurrency=16)
+        done = run_collection(settings, tmp_path / "j.jsonl", watched=None)
+    state = done.outcome.collection
+    assert state.answered + state.failed == 300
+    assert min(state.answered, state.failed) > 50
+    assert all(record.get("error", "").isprintable() for record in records(tmp_path / "j.jsonl"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits are of POSIX")
+def test_a_disk_that_is_full_leaves_the_journal_whole(student: Student, tmp_path: Path) -> None:
+    import resource
+
+    out = tmp_path / "journal.jsonl"
+    with served(StudentServer(student)) as url:
+        asked(url, tmp_path, prompts=60)
+        command = [sys.executable, "-c", "import cli; cli.main()", "collect", url, "--model", "student"]
+        command += ["--out", str(out), "--prompts", str(tmp_path / "prompts.txt"), "--max-tokens", "40"]
+
+        def full() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+        stopped = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=full)
+        assert stopped.returncode == 1
+        assert "cannot be written: File too large. What it holds is whole" in stopped.stderr
+        held = out.read_bytes()
+        assert held.endswith(b"\n")
+        assert 8_000 < len(held) <= 10_000
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert out.read_bytes().startswith(held)
+    assert sorted(record["prompt_index"] for record in records(out)[1:]) == list(range(60))
+
+
+@pytest.mark.parametrize(
+    "content", [b"a letter without a line feed", b'{"text": "mine"}', b'{"text": "mine"}\nand more']
+)
+def test_a_file_that_is_no_journal_is_left_as_it_is(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(content)
+    with pytest.raises((UsageError, InputError)):
+        Journal(path, {"endpoint": "x", "model": "m"})
+    assert path.read_bytes() == content
+    path.write_bytes(b'{"schema": "taggant/colle')  # What a crash left of a header.
+    with Journal(path, {"endpoint": "x", "model": "m"}):
+        assert len(records(path)) == 1
