@@ -27,7 +27,7 @@ from watermark.errors import UsageError
 from watermark.keys import CODE_BITS, ScopeKeys
 from watermark.prf import LANES, siphash24
 
-__all__ = ["AccountPairs"]
+__all__ = ["AccountPairs", "code_positions"]
 
 #: How often an account's answers agree with its code word: edited or constrained text, to free text at a delta of 2.
 _AGREEMENTS = (0.65, 0.75, 0.85)
@@ -39,6 +39,11 @@ _ENDS = (1 / 8, 1 / 32, 1 / 128, 1 / 512)
 _BITS = 10
 
 Counts = npt.NDArray[np.int64]
+
+
+def code_positions(keys: ScopeKeys, windows: npt.NDArray[np.uint32]) -> Counts:
+    """Return the position of the code words that each window, uint32 (m, h), goes by: int64 (m,)."""
+    return (siphash24(keys.code_key().reveal(), windows) % np.uint64(CODE_BITS)).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +82,7 @@ class AccountPairs:
         seeds = kernels.seeds(keys.lane_words(), tally.windows, tally.lanes)
         tokens = np.ascontiguousarray(tally.tokens[inside])
         green = kernels.green(seeds, keys.params.bounds()[tally.lanes], windows, tokens)
-        position = (siphash24(keys.code_key().reveal(), tally.windows) % np.uint64(CODE_BITS)).astype(np.int64)
+        position = code_positions(keys, tally.windows)
         # The last entry is what -1, a position that is out, finds.
         number = np.full(len(tally.tokens) + 1, -1, dtype=np.int64)
         number[inside] = np.arange(len(inside))

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from detect.attribution import Attribution
-from detect.cohorts import CohortResult
+from detect.cohorts import CohortPower, CohortResult
 from detect.corpus import Corpus
 from detect.result_json import inputs_json
 from detect.result_tables import accounting_text, grid, p_value, warnings_text
@@ -116,18 +116,20 @@ def attribution_json(
 def cohorts_tables(result: CohortResult, corpus: Corpus, warned: Sequence[Warned]) -> RenderableType:
     """Return what ``detect accounts --cohorts`` prints."""
     power = result.power
-    table = grid("cluster", "accounts", "z", "z hoped for", "log10 e", "p", "")
+    table = grid("cluster", "accounts", "z", "log10 e", "p", "")
     for each in result.findings:
-        hoped = f"{power.z_expected[each.cluster]:.1f}"
-        row = f"{each.accounts:,}", f"{each.z:.2f}", hoped, f"{each.log10_e:.2f}", p_value(each.log10_p)
+        row = f"{each.accounts:,}", f"{each.z:.2f}", f"{each.log10_e:.2f}", p_value(each.log10_p)
         table.add_row(printable(each.cluster, 80), *row, "found" if each.found else "")
     found = [printable(each.cluster, 80) for each in result.findings if each.found]
     effect = power.effect
     return Group(
         Text(
             f"{corpus.tokens:,} tokens, {result.sums.pairs:,} weighted pairs in account lanes; in the fleet lanes tau "
-            f"{effect.tau:.3f} (95%: {effect.low:.3f} to {effect.high:.3f}); z hoped for at most at a share of "
-            f"{power.share:.3g} each"
+            f"{effect.tau:.3f} (95%: {effect.low:.3f} to {effect.high:.3f})"
+        ),
+        Text(
+            f"power: if {power.fed:,} of {len(result.findings):,} clusters supplied {power.share:.2g} of the marked "
+            f"answers each, {power.found:.0%} of them would be found{_more(power)}"
         ),
         table,
         Text(f"found: {', '.join(found)}" if found else "no cluster is found"),
@@ -137,6 +139,14 @@ def cohorts_tables(result: CohortResult, corpus: Corpus, warned: Sequence[Warned
         Text(),
         Text(_COHORTS_SAY),
     )
+
+
+def _more(power: CohortPower) -> str:
+    if power.found >= 0.5:
+        return ""
+    if power.tokens_needed is None:
+        return "; more tokens like these would not make it half of them"
+    return f"; half of them in some {power.tokens_needed:,} tokens like these"
 
 
 def cohorts_json(
@@ -159,15 +169,16 @@ def cohorts_json(
             "tau_low": power.effect.low,
             "tau_high": power.effect.high,
             "share": power.share,
-            "z_together": power.z_together,
-            "z_needed": power.z_needed,
+            "fed": power.fed,
+            "found": power.found,
+            "found_at_most": power.found_at_most,
+            "tokens_needed": power.tokens_needed,
         },
         "clusters": [
             {
                 "cluster": each.cluster,
                 "accounts": each.accounts,
                 "z": each.z,
-                "z_expected": power.z_expected[each.cluster],
                 "log10_e": each.log10_e,
                 "log10_p": each.log10_p,
                 "found": each.found,

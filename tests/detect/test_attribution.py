@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import builders
 import numpy as np
 import pytest
-from bigrams import bigrams, said_by
 from marked_texts import marked_texts
 
 from detect.account_pairs import AccountPairs, _left
@@ -24,9 +23,7 @@ from detect.attribution import (
     attribute,
     code_sums,
 )
-from detect.cohorts import detect_cohorts
 from detect.family import SCORE
-from detect.reference import Reference
 from detect.tally import UNIT, PromptPolicy, tally_of
 from detect.verdict import Verdict
 from watermark import prf
@@ -334,55 +331,3 @@ def test_of_many_accounts_those_whose_code_word_hardly_fits_do_not_come_into_que
 def test_a_scope_without_account_lanes_is_refused() -> None:
     with pytest.raises(UsageError, match="no account lanes"):
         attribute(builders.corpus_of([np.arange(50, dtype=np.uint32)]), builders.scope_of(), ["a"], level=0.01)
-
-
-# Cohorts: a student is here a model of the accounts' bigrams, its reference one of unmarked text.
-
-CLUSTER_KEYS = builders.scope_of(key=5, window=1, account_lanes=16, delta=3.0)
-V = 400
-
-
-@pytest.fixture(scope="module")
-def student() -> tuple[np.ndarray, Reference]:
-    """A student of cluster a's 4 accounts and of strangers, 40% to 60%."""
-    marked = marked_texts(CLUSTER_KEYS, [f"a{i % 4}" for i in range(80)], length=1_500, vocabulary=V, seed=1)
-    strangers = marked_texts(CLUSTER_KEYS, [f"stranger{i}" for i in range(120)], length=1_500, vocabulary=V, seed=2)
-    clean = marked_texts(builders.scope_of(delta=0.0), [None] * 100, length=1_500, vocabulary=V, seed=3)
-    return said_by(bigrams(marked + strangers, V), bigrams(clean, V), length=60_000, seed=4)
-
-
-def clusters(count: int, size: int) -> dict[str, list[str]]:
-    return {"a": [f"a{i}" for i in range(size)]} | {
-        f"b{c}": [f"b{c}-{i}" for i in range(size)] for c in range(count - 1)
-    }
-
-
-def test_the_cluster_that_fed_the_student_is_found(student: tuple[np.ndarray, Reference]) -> None:
-    text, reference = student
-    result = detect_cohorts(
-        builders.corpus_of([text]), CLUSTER_KEYS, clusters(8, 4), reference=reference, level=1e-3, share=0.4
-    )
-    assert result.findings[0].cluster == "a"
-    assert [each.cluster for each in result.findings if each.found] == ["a"]
-    assert result.findings[0].log10_p <= -result.findings[0].log10_e + 1e-9
-    assert abs(result.findings[0].z / result.power.z_expected["a"] - 1) < 0.6
-
-
-def test_clusters_that_fed_nobody_have_e_values_of_mean_at_most_one(student: tuple[np.ndarray, Reference]) -> None:
-    text, reference = student
-    many = {f"c{c}": [f"c{c}-{i}" for i in range(2)] for c in range(1_500)}
-    result = detect_cohorts(builders.corpus_of([text]), CLUSTER_KEYS, many, reference=reference, level=0.05, share=1.0)
-    es = 10 ** np.array([each.log10_e for each in result.findings])
-    zs = np.array([each.z for each in result.findings])
-    ps = np.array([each.log10_p for each in result.findings])
-    assert es.mean() < 1.5
-    assert abs(zs.std() - 1) < 0.08
-    assert (ps <= -2).mean() <= 0.01 + 3 * math.sqrt(0.01 / 1_500)
-    assert not any(each.found for each in result.findings)
-
-
-def test_a_question_that_cannot_be_answered_is_refused(student: tuple[np.ndarray, Reference]) -> None:
-    text, reference = student
-    alone = {name: [name] for name in ACCOUNTS}
-    with pytest.raises(UsageError, match="tokens like these 60,000"):
-        detect_cohorts(builders.corpus_of([text]), CLUSTER_KEYS, alone, reference=reference, level=1e-6)
