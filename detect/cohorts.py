@@ -76,7 +76,7 @@ _ROUNDING: Final = 1e-11
 _CHUNK: Final = 2_048
 
 #: Fed clusters simulated for a power, and the power below which a question is refused.
-_SIMULATED: Final = 96
+_SIMULATED: Final = 64
 _HOPELESS: Final = 0.05
 
 #: The text is not thought to be made longer than so many times.
@@ -417,11 +417,16 @@ def _power(
         return _simulate(model, sizes, level=level)
 
     now, at_most = found(effect.tau), found(effect.high)
-    longer: float | None = 1.0
-    if now < 0.5:
-        longer = next((2.0**k for k in range(1, _LONGEST.bit_length()) if found(effect.tau, 2.0**k) >= 0.5), None)
-        if longer is not None and found(effect.tau, longer / math.sqrt(2)) >= 0.5:
-            longer /= math.sqrt(2)
+    # Powers of the root of 2: with the first of them too little is found, with the last enough, if with any.
+    few, enough = 0, 2 * (_LONGEST.bit_length() - 1)
+    if now >= 0.5:
+        enough = 0
+    elif found(effect.tau, 2 ** (enough / 2)) < 0.5:
+        few = enough
+    while enough - few > 1:
+        between = (few + enough) // 2
+        few, enough = (few, between) if found(effect.tau, 2 ** (between / 2)) >= 0.5 else (between, enough)
+    longer = None if few and few == enough else 2 ** (enough / 2)
     return CohortPower(
         effect=effect,
         share=share,

@@ -1,6 +1,6 @@
 """`taggant tally build` from JSON Lines of text beside the tokenizer alone in as many processes on the same texts.
 
-    python benchmarks/studies/text_speed.py FOLDER... [--characters 330000000] [--workers 2] [--capacity PAIRS...] [--at WHERE]
+    python benchmarks/studies/text_speed.py FOLDER... [--characters 330000000] [--workers 2] [--capacity PAIRS]
 
 The texts are the source and the documentation in the folders, in pieces of 2,000 characters; where there are too few,
 others that begin 400 characters later, and so on. Seconds are of the processors, of all processes together, those of
