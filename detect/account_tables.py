@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from detect.attribution import Attribution
-from detect.cohorts import CohortPower, CohortResult
+from detect.cohort_power import CohortPower
+from detect.cohorts import CohortResult
 from detect.corpus import Corpus
 from detect.result_json import inputs_json
 from detect.result_tables import accounting_text, grid, p_value, warnings_text

@@ -245,6 +245,7 @@ async def _interruptible(work: Any) -> Outcome:
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
+        # Windows has none, nor any thread but the main one: there Ctrl-C raises as it always does.
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
             loop.add_signal_handler(number, task.cancel)
     outcome: Outcome = await task
